@@ -1,0 +1,1 @@
+"""Conversion between the released PyTorch checkpoints and ours: `python -m convert --help`."""

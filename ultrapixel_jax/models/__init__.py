@@ -1,0 +1,1 @@
+"""The networks, channels last: Flax linen modules without state beyond their variables."""

@@ -1,0 +1,69 @@
+"""Multi-head attention whose memory grows linearly with the number of tokens.
+
+The logits of all pairs of tokens never exist at once: on CPUs one head (and one chunk of queries) at a
+time, on NVIDIA GPUs in cuDNN's flash kernel, elsewhere one chunk of queries at a time. All of them
+take the softmax in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+QUERY_CHUNK = 1152
+
+
+def attention(
+    q: Float[Array, "b n k d"], k: Float[Array, "b m k d"], v: Float[Array, "b m k d"]
+) -> Float[Array, "b n k d"]:
+    """`softmax(q·kᵀ/√d)·v` for every head, in the dtype of `q`."""
+    accelerated = _cudnn if q.dtype == jnp.bfloat16 else _by_queries
+    return jax.lax.platform_dependent(q, k, v, cpu=_by_heads, cuda=accelerated, default=_by_queries)
+
+
+def _cudnn(q: Array, k: Array, v: Array) -> Array:
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def _by_heads(q: Array, k: Array, v: Array) -> Array:
+    """One head after the other, with plain matrix products: XLA's batched ones are slow on CPUs."""
+    b, n, heads, d = q.shape
+
+    def flat(x: Array) -> Array:
+        return x.transpose(0, 2, 1, 3).reshape(b * heads, x.shape[1], d)
+
+    out = jax.lax.map(lambda qkv: _in_chunks(_one_head, *qkv), (flat(q), flat(k), flat(v)))
+    return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
+
+
+def _by_queries(q: Array, k: Array, v: Array) -> Array:
+    """All heads at once, one chunk of queries after the other."""
+    b, n, heads, d = q.shape
+    q, k, v = (x.transpose(0, 2, 1, 3).reshape(b * heads, x.shape[1], d) for x in (q, k, v))
+    out = _in_chunks(jax.vmap(_one_head), q, k, v, axis=1)
+    return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
+
+
+def _one_head(q: Array, k: Array, v: Array) -> Array:
+    """(n, d), (m, d), (m, d) -> (n, d); dividing by the row sums last saves a pass over the logits."""
+    logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * (1.0 / math.sqrt(q.shape[-1]))
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
+
+
+def _in_chunks(attend, q: Array, k: Array, v: Array, axis: int = 0) -> Array:
+    """Apply `attend` to chunks of queries along `axis`; sizes unknown until run time stay whole."""
+    n = q.shape[axis]
+    if not isinstance(n, int) or n <= 2 * QUERY_CHUNK:
+        return attend(q, k, v)
+    count = -(-n // QUERY_CHUNK)
+    size = -(-n // count)
+    pad = [(0, count * size - n if i == axis else 0) for i in range(q.ndim)]
+    chunks = jnp.stack(jnp.split(jnp.pad(q, pad), count, axis=axis))
+    out = jax.lax.map(lambda chunk: attend(chunk, k, v), chunks)
+    joined = jnp.concatenate([out[i] for i in range(count)], axis=axis)
+    return jax.lax.slice_in_dim(joined, 0, n, axis=axis)

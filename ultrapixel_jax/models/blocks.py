@@ -1,0 +1,213 @@
+"""The three blocks that stages B and C are made of, and a level of them (§2 of the specification).
+
+C residual convolution (`ResBlock`), T timestep modulation (`TimestepBlock`), A attention (`AttnBlock`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ultrapixel_jax.config import LevelConfig
+from ultrapixel_jax.models.attention import attention
+from ultrapixel_jax.models.layers import DepthwiseConv, Dtype, Linear, gelu, layer_norm
+from ultrapixel_jax.models.resize import resize_bilinear
+from ultrapixel_jax.sharding import constrain
+
+KeysValues = tuple[Float[Array, "b t k d"], Float[Array, "b t k d"]]
+"""Keys and values of the conditioning tokens, for one attention block."""
+TimeEmbedding = Mapping[str, Float[Array, "b 64"]]
+
+
+class GlobalResponseNorm(nn.Module):
+    """GRN: each channel scaled by its L2 norm over the whole map, relative to the mean of all channels."""
+
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """`gamma·(x·n) + beta + x`, statistics in float32 over the whole map, sharded or not."""
+        gamma = self.param("gamma", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        beta = self.param("beta", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        x32 = x.astype(jnp.float32)
+        norm = jnp.sqrt(jnp.square(x32).sum((1, 2), keepdims=True))
+        relative = norm / (norm.mean(-1, keepdims=True) + 1e-6)
+        factor = gamma.astype(jnp.float32) * relative + 1.0
+        return (x32 * factor + beta.astype(jnp.float32)).astype(x.dtype)
+
+
+class ResBlock(nn.Module):
+    """C: depthwise convolution and a channel MLP with GRN; a skip joins after the norm."""
+
+    channels: int
+    dropout: float = 0.0
+    out_scale: float = 1.0
+    """Factor on the last kernel's initial values."""
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], skip: Float[Array, "b h w s"] | None = None, *, train: bool = False
+    ) -> Float[Array, "b h w c"]:
+        """Add the block's change to `x`."""
+        y = layer_norm(DepthwiseConv(param_dtype=self.param_dtype, name="depthwise")(x))
+        if skip is not None:
+            y = jnp.concatenate([y, skip], axis=-1)
+        y = Linear(4 * self.channels, param_dtype=self.param_dtype, name="expand")(y)
+        y = GlobalResponseNorm(param_dtype=self.param_dtype, name="grn")(gelu(y))
+        y = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(y)
+        init = nn.initializers.variance_scaling(self.out_scale**2, "fan_avg", "uniform")
+        y = Linear(self.channels, kernel_init=init, param_dtype=self.param_dtype, name="contract")(y)
+        return x + y
+
+
+class TimestepBlock(nn.Module):
+    """T: `x·(1 + a) + b`, with a and b summed over the noise level and every further condition."""
+
+    channels: int
+    conditions: Sequence[str] = ()
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], time: TimeEmbedding) -> Float[Array, "b h w c"]:
+        """Modulate `x` by the embeddings in `time`."""
+        total = jnp.zeros((x.shape[0], 2 * self.channels), jnp.float32)
+        for name in ("r", *self.conditions):
+            mapper = Linear(
+                2 * self.channels, kernel_init=nn.initializers.zeros, param_dtype=self.param_dtype,
+                name="mapper" if name == "r" else f"mapper_{name}",
+            )  # fmt: skip
+            total = total + mapper(time[name])
+        return modulate(x, total)
+
+
+def modulate(x: Float[Array, "b h w c"], ab: Float[Array, "b c2"]) -> Float[Array, "b h w c"]:
+    """`x·(1 + a) + b` with the halves a, b of `ab`, in float32."""
+    a, b = jnp.split(ab[:, None, None].astype(jnp.float32), 2, axis=-1)
+    return (x.astype(jnp.float32) * (1.0 + a) + b).astype(x.dtype)
+
+
+class AttnBlock(nn.Module):
+    """A: one softmax over the map's own tokens and the conditioning tokens.
+
+    The conditioning's keys and values do not depend on `x`: `keys_values` gives them once per prompt.
+    """
+
+    channels: int
+    heads: int
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Name the layers."""
+        self.kv_mapper = Linear(self.channels, param_dtype=self.param_dtype)
+        self.query = Linear(self.channels, param_dtype=self.param_dtype)
+        self.key = Linear(self.channels, param_dtype=self.param_dtype)
+        self.value = Linear(self.channels, param_dtype=self.param_dtype)
+        self.out = Linear(self.channels, param_dtype=self.param_dtype)
+
+    def _heads(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], self.heads, self.channels // self.heads)
+
+    def keys_values(self, tokens: Float[Array, "b t e"]) -> KeysValues:
+        """Keys and values of the conditioning `tokens`."""
+        mapped = self.kv_mapper(jax.nn.silu(tokens))
+        return self._heads(self.key(mapped)), self._heads(self.value(mapped))
+
+    def __call__(self, x: Float[Array, "b h w c"], kv: KeysValues) -> Float[Array, "b h w c"]:
+        """Add the attention's output to `x`."""
+        b, h, w, c = x.shape
+        tokens = layer_norm(x).reshape(b, h * w, c)
+        k = jnp.concatenate([self._heads(self.key(tokens)), kv[0]], axis=1)
+        v = jnp.concatenate([self._heads(self.value(tokens)), kv[1]], axis=1)
+        y = attention(self._heads(self.query(tokens)), k, v)
+        return x + self.out(y.reshape(b, h * w, c)).reshape(b, h, w, c)
+
+
+class Level(nn.Module):
+    """One resolution of a UNet, on its way down or up: blocks of C, T and A, run once or repeatedly.
+
+    Layers are numbered through, as in the released files: where a block is C T A, layer 3·b is the C
+    of block b.
+    """
+
+    config: LevelConfig
+    blocks: int
+    repeats: int
+    conditions: Sequence[str]
+    out_scale: float
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Create the layers in order."""
+        c = self.config
+
+        def build(kind: str) -> nn.Module:
+            if kind == "C":
+                return ResBlock(c.channels, c.dropout, self.out_scale, self.param_dtype)
+            if kind == "T":
+                return TimestepBlock(c.channels, self.conditions, self.param_dtype)
+            return AttnBlock(c.channels, c.heads, self.param_dtype)
+
+        self.layer = [build(kind) for kind in c.layers * self.blocks]
+        self.repeat_mapper = [
+            Linear(c.channels, param_dtype=self.param_dtype) for _ in range(self.repeats - 1)
+        ]
+
+    def keys_values(self, tokens: Float[Array, "b t e"]) -> list[KeysValues]:
+        """Keys and values of the conditioning tokens, for every A in order."""
+        return [layer.keys_values(tokens) for layer in self.layer if isinstance(layer, AttnBlock)]
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        time: TimeEmbedding,
+        kv: Sequence[KeysValues],
+        *,
+        skip: Float[Array, "b h2 w2 s"] | None = None,
+        controls: Mapping[int, Float[Array, "b h3 w3 c"]] | None = None,
+        fuse: Callable[[Array], Array] | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "b h4 w4 c"], Float[Array, "b h4 w4 c"] | None]:
+        """Run the level.
+
+        Args:
+            x: the map.
+            time: embeddings for T.
+            kv: `keys_values` of the conditioning.
+            skip: map of the way down; `x` is resized to it, and it enters the first C of every
+                repetition.
+            controls: by number of the ResBlock in this level, what is added to `x` before it.
+            fuse: gets the map after the first A and gives what replaces it (guidance).
+            train: dropout on.
+
+        Returns:
+            The map, and the map after the first A before `fuse` (None without an A).
+        """
+        feature = None
+        for repeat in range(self.repeats):
+            res, attn = 0, 0
+            for layer in self.layer:
+                if isinstance(layer, ResBlock):
+                    if controls and res in controls and repeat == 0:
+                        x = x + resize_bilinear(controls[res], x.shape[1:3]).astype(x.dtype)
+                    joins = res == 0 and skip is not None
+                    if joins and skip is not None and x.shape[1:3] != skip.shape[1:3]:
+                        x = resize_bilinear(x, skip.shape[1:3])
+                    x = layer(x, skip if joins else None, train=train)
+                    res += 1
+                elif isinstance(layer, TimestepBlock):
+                    x = layer(x, time)
+                else:
+                    x = layer(x, kv[attn])
+                    if attn == 0 and repeat == 0:
+                        feature = x
+                        x = fuse(x) if fuse is not None else x
+                    attn += 1
+                x = constrain(x, "batch", "height", "width", "channel")
+            if repeat + 1 < self.repeats:
+                x = self.repeat_mapper[repeat](x)
+        return x, feature

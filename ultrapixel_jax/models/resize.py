@@ -1,0 +1,41 @@
+"""Resampling of maps, by torch's rules."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+    """Bilinear with aligned corners: the first and last pixels of both maps coincide."""
+    for axis, target in ((1, size[0]), (2, size[1])):
+        if x.shape[axis] != target:
+            x = _lerp(x, axis, target)
+    return x
+
+
+def _lerp(x: Array, axis: int, target: int) -> Array:
+    source = x.shape[axis]
+    last = jnp.asarray(source - 1, jnp.float32)
+    steps = jnp.maximum(jnp.asarray(target - 1, jnp.float32), 1.0)
+    position = jnp.arange(target, dtype=jnp.float32) * (last / steps)
+    low = jnp.clip(jnp.floor(position), 0.0, last)
+    weight = (position - low).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    low_index = low.astype(jnp.int32)
+    high_index = jnp.minimum(low_index + 1, source - 1)
+    a = jnp.take(x, low_index, axis=axis).astype(jnp.float32)
+    b = jnp.take(x, high_index, axis=axis).astype(jnp.float32)
+    return (a * (1.0 - weight) + b * weight).astype(x.dtype)
+
+
+def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+    """Nearest neighbour: `min(floor(float32(i)·float32(h/H)), h − 1)`, torch's rule.
+
+    In exact arithmetic a few sizes would pick another source pixel.
+    """
+    for axis, target in ((1, size[0]), (2, size[1])):
+        source = x.shape[axis]
+        ratio = jnp.asarray(source, jnp.float32) / jnp.asarray(target, jnp.float32)
+        index = jnp.floor(jnp.arange(target, dtype=jnp.float32) * ratio).astype(jnp.int32)
+        x = jnp.take(x, jnp.minimum(index, source - 1), axis=axis)
+    return x

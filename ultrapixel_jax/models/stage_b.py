@@ -1,0 +1,134 @@
+"""Stage B: the UNet that denoises stage A's latent, conditioned on the stage C latent (§7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ultrapixel_jax.config import StageBConfig
+from ultrapixel_jax.models.blocks import KeysValues, Level
+from ultrapixel_jax.models.embeddings import time_embedding
+from ultrapixel_jax.models.layers import (
+    Conv,
+    ConvTransposed,
+    Dtype,
+    Linear,
+    gelu,
+    layer_norm,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
+from ultrapixel_jax.models.resize import resize_bilinear
+
+
+class StageBConditioning(NamedTuple):
+    """What does not depend on the noise level, computed once per image."""
+
+    keys_values: dict[str, list[KeysValues]]
+    """Of the pooled text's tokens, for every attention block, by level."""
+    maps: Float[Array, "b h w c"]
+    """What is added after the embedding: the mapped stage C latent and the mapped pixels."""
+
+
+class ConditionMapper(nn.Module):
+    """1×1 conv → GELU → 1×1 conv → LN, for the stage C latent and for pixels."""
+
+    channels: int
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
+        """Map every pixel to `channels`."""
+        x = gelu(Linear(4 * self.channels, param_dtype=self.param_dtype, name="expand")(x))
+        return layer_norm(Linear(self.channels, param_dtype=self.param_dtype, name="contract")(x))
+
+
+class StageB(nn.Module):
+    """The UNet between the stage C latent and stage A's."""
+
+    config: StageBConfig
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Create the layers."""
+        c, dtype = self.config, self.param_dtype
+        first = c.levels[0].channels
+        scale = (1.0 / sum(level.down_blocks for level in c.levels)) ** 0.5
+        self.effnet_mapper = ConditionMapper(first, dtype)
+        self.pixels_mapper = ConditionMapper(first, dtype)
+        self.clip_mapper = Linear(
+            c.clip_tokens * c.c_cond, kernel_init=nn.initializers.normal(0.02), param_dtype=dtype
+        )
+        init = nn.initializers.variance_scaling(0.02**2, "fan_avg", "uniform")
+        self.embedding = Linear(first, kernel_init=init, param_dtype=dtype)
+        self.down = [
+            Level(level, level.down_blocks, level.down_repeats, c.timestep_conditions, scale, dtype)
+            for level in c.levels
+        ]
+        self.up = [
+            Level(level, level.up_blocks, level.up_repeats, c.timestep_conditions, scale, dtype)
+            for level in reversed(c.levels)
+        ]
+        self.downscaler = [
+            Conv(level.channels, size=2, stride=2, padding=0, param_dtype=dtype) for level in c.levels[1:]
+        ]
+        self.upscaler = [
+            ConvTransposed(level.channels, param_dtype=dtype) for level in reversed(c.levels[:-1])
+        ]
+        self.clf = Linear(
+            c.c_latent * c.patch_size**2, kernel_init=nn.initializers.zeros, param_dtype=dtype
+        )
+
+    def condition(
+        self,
+        clip_text_pooled: Float[Array, "b p"],
+        effnet: Float[Array, "b h w e"],
+        size: tuple[int, int],
+        pixels: Float[Array, "b ph pw 3"] | None = None,
+    ) -> StageBConditioning:
+        """Everything that all steps share.
+
+        Args:
+            clip_text_pooled: pooled text vector.
+            effnet: stage C latent (zeros for the unconditional half).
+            size: height and width of the stage B latent.
+            pixels: RGB image; 8×8 zeros where there is none, which is not a no-op.
+        """
+        c = self.config
+        b = clip_text_pooled.shape[0]
+        inner = (size[0] // c.patch_size, size[1] // c.patch_size)
+        tokens = layer_norm(self.clip_mapper(clip_text_pooled).reshape(b, c.clip_tokens, c.c_cond))
+        kv = {f"down_{i}": level.keys_values(tokens) for i, level in enumerate(self.down)}
+        kv |= {f"up_{i}": level.keys_values(tokens) for i, level in enumerate(self.up)}
+        maps = self.effnet_mapper(resize_bilinear(effnet, inner))
+        if pixels is None:
+            pixels = jnp.zeros((b, 8, 8, 3), effnet.dtype)
+        return StageBConditioning(kv, maps + resize_bilinear(self.pixels_mapper(pixels), inner))
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        r: Float[Array, "b"],
+        conditioning: StageBConditioning,
+        *,
+        conditions: Mapping[str, Float[Array, "b"]] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "b h w c"]:
+        """Predict the noise in `x`, whose sides are even."""
+        c = self.config
+        time = time_embedding(r, {n: (conditions or {}).get(n) for n in c.timestep_conditions})
+        kv = conditioning.keys_values
+        x = layer_norm(self.embedding(pixel_unshuffle(x, c.patch_size))) + conditioning.maps
+        skips: list[Array] = []
+        for i, level in enumerate(self.down):
+            x = self.downscaler[i - 1](layer_norm(x)) if i > 0 else x
+            x, _ = level(x, time, kv[f"down_{i}"], train=train)
+            skips.append(x)
+        for i, level in enumerate(self.up):
+            x = self.upscaler[i - 1](layer_norm(x)) if i > 0 else x
+            x, _ = level(x, time, kv[f"up_{i}"], skip=skips[-1 - i] if i > 0 else None, train=train)
+        return pixel_shuffle(self.clf(layer_norm(x)), c.patch_size)

@@ -1,0 +1,108 @@
+"""Meshes and placements: which parameter and which activation lies where.
+
+Two tables: `PARAMETER_RULES`, from parameter path to partition spec, and `ACTIVATION_AXES`, from the
+name of an axis to the mesh axes it is split over. Without a mesh everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from ultrapixel_jax.errors import UserError
+
+P = PartitionSpec
+MESH_AXES = ("data", "fsdp", "tensor")
+
+PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    # The last linear layer of an MLP or of an attention takes what `tensor` split and joins it again.
+    (r".*/(out|contract|fuse_out|fc2|out_proj|to_out|channelwise_out)/kernel:2", P("tensor", "fsdp")),
+    (r".*/(token_embedding|codebook)(/embedding)?:2", P("fsdp", None)),
+    (r".*/(position_embedding|posemb|wtokens|class_embedding)(/embedding)?:[12]", P()),
+    (r".*/(wb0|wb1):2", P()),
+    (r".*/depthwise[^/]*/kernel:3", P()),
+    (r".*/kernel:2", P("fsdp", "tensor")),
+    (r".*/kernel:4", P(None, None, "fsdp", "tensor")),
+    (r".*/kernel:3", P()),
+    (r".*/(down|up):2", P()),  # LoRA
+    (r".*:[01]", P()),  # biases, scales, statistics
+    (r"lora/.*:2|params/embeddings:2", P()),
+)
+"""(pattern of `path:rank`, placement); full match, the first wins, no match is an error."""
+
+ACTIVATION_AXES: Mapping[str, tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "height": None,
+    "width": None,
+    "tokens": None,
+    "channel": None,
+}
+
+
+def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+    """Mesh with the given sizes of the axes data, fsdp and tensor; axes not named have size 1.
+
+    Raises:
+        UserError: an unknown axis, or a product that is not the number of devices.
+    """
+    if unknown := set(sizes) - set(MESH_AXES):
+        raise UserError(f"mesh axis {sorted(unknown)[0]!r} is not known; axes are {', '.join(MESH_AXES)}")
+    devices = jax.devices() if devices is None else devices
+    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
+    if math.prod(shape) != len(devices):
+        text = ",".join(f"{axis}={n}" for axis, n in zip(MESH_AXES, shape, strict=True))
+        raise UserError(
+            f"mesh {text} needs {math.prod(shape)} devices, but there are {len(devices)}; "
+            "make the product of its axes equal to the number of devices"
+        )
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def parameter_spec(path: str, shape: tuple[int, ...]) -> PartitionSpec:
+    """Placement of the parameter at `path`, such as `params/down_0/layer_2/query/kernel`.
+
+    Raises:
+        KeyError: no rule knows it.
+    """
+    for pattern, spec in PARAMETER_RULES:
+        if re.fullmatch(pattern, f"{path}:{len(shape)}"):
+            return spec
+    raise KeyError(f"no sharding rule for parameter {path} of shape {shape}")
+
+
+def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """`parameter_spec` on `mesh`; a dimension that an axis does not divide is replicated."""
+    spec = parameter_spec(path, shape)
+    fitted = [
+        axis if axis is None or shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(spec)
+    ]
+    return NamedSharding(mesh, P(*fitted))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Placement of arrays whose first axis is the batch."""
+    return NamedSharding(mesh, P(ACTIVATION_AXES["batch"]))
+
+
+def batch_multiple(mesh: Mesh | None) -> int:
+    """What the batch must be divisible by."""
+    return 1 if mesh is None else math.prod(mesh.shape[a] for a in ACTIVATION_AXES["batch"] or ())
+
+
+def constrain(x: Array, *axes: str) -> Array:
+    """Place activation `x`, whose axes have these names, as the table says; nothing without a mesh.
+
+    Raises:
+        KeyError: an axis name that is not in the table.
+    """
+    spec = P(*(ACTIVATION_AXES[name] for name in axes))
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec)
