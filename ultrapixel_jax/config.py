@@ -375,6 +375,8 @@ class CascadeConfig:
             ("clip_text.width", self.clip_text.width, "stage_c.c_clip_text", self.stage_c.c_clip_text),
             ("clip_text.projection", self.clip_text.projection, "stage_c.c_clip_text_pooled",
              self.stage_c.c_clip_text_pooled),
+            ("clip_vision.projection", self.clip_vision.projection, "stage_c.c_clip_img",
+             self.stage_c.c_clip_img),
             ("clip_text.projection", self.clip_text.projection, "stage_b.c_clip", self.stage_b.c_clip),
             ("stage_c.c_latent", self.stage_c.c_latent, "stage_b.c_effnet", self.stage_b.c_effnet),
             ("stage_b.c_latent", self.stage_b.c_latent, "stage_a.c_latent", self.stage_a.c_latent),

@@ -22,7 +22,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # The last linear layer of an MLP or of an attention takes what `tensor` split and joins it again.
-    (r".*/(out|contract|fuse_out|fc2|out_proj|to_out|channelwise_out)/kernel:2", P("tensor", "fsdp")),
+    (r".*/(out|contract|fuse_out|mlp_out)/kernel:2", P("tensor", "fsdp")),
     (r".*/(token_embedding|codebook)(/embedding)?:2", P("fsdp", None)),
     (r".*/(position_embedding|posemb|wtokens|class_embedding)(/embedding)?:[12]", P()),
     (r".*/(wb0|wb1):2", P()),
@@ -32,7 +32,8 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*/kernel:3", P()),
     (r".*/(down|up):2", P()),  # LoRA
     (r".*:[01]", P()),  # biases, scales, statistics
-    (r"lora/.*:2|params/embeddings:2", P()),
+    (r"params/embeddings:2", P()),  # new text tokens
+    (r"unused/.*", P()),
 )
 """(pattern of `path:rank`, placement); full match, the first wins, no match is an error."""
 

@@ -43,15 +43,23 @@ class Linear(nn.Module):
 
 
 def apply_linear(
-    x: Float[Array, "*b c"], kernel: Float[Array, "c f"], bias: Float[Array, "f"] | None
+    x: Float[Array, "*b c"], kernel: Float[Array, "c f"], bias: Float[Array, " f"] | None
 ) -> Float[Array, "*b f"]:
     """`x @ kernel + bias`, accumulated in float32, in the dtype of `x`."""
     y = jax.lax.dot_general(
         x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
     )
     if bias is not None:
-        y = y + bias.astype(jnp.float32)
+        y = y + per_channel(bias, y.ndim)
     return y.astype(x.dtype)
+
+
+def per_channel(vector: Float[Array, " c"], ndim: int) -> Float[Array, "*ones c"]:
+    """`vector` in float32 with leading axes of 1, to combine with `ndim` axes channels last.
+
+    Explicit because the tests let implicit rank promotion raise.
+    """
+    return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
 
 
 def layer_norm(x: Float[Array, "*b c"], epsilon: float = 1e-6) -> Float[Array, "*b c"]:
@@ -75,7 +83,7 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
         y = layer_norm(x.astype(jnp.float32), self.epsilon)
-        return (y * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+        return (y * per_channel(scale, x.ndim) + per_channel(bias, x.ndim)).astype(x.dtype)
 
 
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -129,7 +137,7 @@ class DepthwiseConv(nn.Module):
 def depthwise(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "k k c"],
-    bias: Float[Array, "c"] | None,
+    bias: Float[Array, " c"] | None,
     padding: str = "zero",
     stride: int = 1,
 ) -> Float[Array, "b h2 w2 c"]:
@@ -142,7 +150,7 @@ def depthwise(
     out_h, out_w = -(-height // stride), -(-width // stride)
     pad = [(0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)]
     padded = jnp.pad(x, pad, mode="edge" if padding == "edge" else "constant")
-    start = jnp.zeros((), jnp.float32) if bias is None else bias.astype(jnp.float32)
+    start = jnp.zeros((), jnp.float32) if bias is None else per_channel(bias, 4)
     total = jnp.broadcast_to(start, (b, out_h, out_w, c))
     for dy in range(k):
         for dx in range(k):
@@ -152,7 +160,7 @@ def depthwise(
                 (b, dy + (out_h - 1) * stride + 1, dx + (out_w - 1) * stride + 1, c),
                 (1, stride, stride, 1),
             )
-            total = total + shifted.astype(jnp.float32) * kernel[dy, dx].astype(jnp.float32)
+            total = total + shifted.astype(jnp.float32) * per_channel(kernel[dy, dx], 4)
     return total.astype(x.dtype)
 
 
@@ -177,7 +185,7 @@ class Conv(nn.Module):
         )  # fmt: skip
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-            y = y + bias.astype(jnp.float32)
+            y = y + per_channel(bias, y.ndim)
         return y.astype(x.dtype)
 
 
@@ -205,7 +213,7 @@ class ConvTransposed(nn.Module):
             lhs_dilation=(self.stride, self.stride), dimension_numbers=("NHWC", "HWIO", "NHWC"),
             preferred_element_type=jnp.float32,
         )  # fmt: skip
-        return (y + bias.astype(jnp.float32)).astype(x.dtype)
+        return (y + per_channel(bias, 4)).astype(x.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -237,9 +245,10 @@ class BatchNorm(nn.Module):
                 var.value = (1 - self.momentum) * var.value + self.momentum * unbiased
         else:
             use_mean, use_var = mean.value, var.value
-        y = (x32 - use_mean) * jax.lax.rsqrt(use_var.astype(jnp.float32) + self.epsilon)
+        inverse = jax.lax.rsqrt(use_var.astype(jnp.float32) + self.epsilon)
+        y = (x32 - per_channel(use_mean, x.ndim)) * per_channel(inverse, x.ndim)
         if self.affine:
             scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
             bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
-            y = y * scale.astype(jnp.float32) + bias.astype(jnp.float32)
+            y = y * per_channel(scale, x.ndim) + per_channel(bias, x.ndim)
         return y.astype(x.dtype)

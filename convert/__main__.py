@@ -1,0 +1,86 @@
+"""Released checkpoints to ours, and back.
+
+    python -m convert SOURCE [SOURCE ...] OUTPUT
+    python -m convert --export CHECKPOINT OUTPUT [--component NAME]
+
+SOURCE is a file or a directory: safetensors (also sharded, with an index), or the torch pickles that
+are named so. Each file is recognised by its content. OUTPUT is a new directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ultrapixel_jax.config import check_dtype, unknown_key
+from ultrapixel_jax.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see python -m convert --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = _Parser(
+        prog="python -m convert", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="source(s), then the output")
+    p.add_argument(
+        "--export", action="store_true",
+        help="write a converted checkpoint's components as released safetensors files",
+    )  # fmt: skip
+    p.add_argument("--component", action="append", default=[], metavar="NAME",
+                   help="only this component; may be repeated")  # fmt: skip
+    p.add_argument("--config", type=Path, metavar="FILE",
+                   help="configuration of models that are not released ones, such as configs/tiny.py")  # fmt: skip
+    p.add_argument("--dtype", default=None, metavar="NAME",
+                   help="store weights as float32 or bfloat16; without it every tensor keeps its own")  # fmt: skip
+    p.add_argument("--tokenizer", type=Path, metavar="DIR",
+                   help="CLIP's tokenizer, where it does not lie in a source directory")  # fmt: skip
+    return p
+
+
+def run(argv: Sequence[str] | None) -> None:
+    """Do what the command line says."""
+    options, unknown = parser().parse_known_args(argv)
+    if unknown:
+        known = ["--export", "--component", "--config", "--dtype", "--tokenizer", "--help"]
+        raise UserError(unknown_key(unknown[0].split("=")[0], known, "option"))
+    if len(options.paths) < 2:
+        raise UserError("give at least one source and the output directory (see python -m convert --help)")
+    *sources, output = options.paths
+    dtype = check_dtype(options.dtype) if options.dtype else None
+
+    if options.export:
+        from convert.export import export_checkpoint
+
+        if len(sources) != 1:
+            raise UserError("--export takes one checkpoint directory and the output directory")
+        export_checkpoint(sources[0], output, options.component)
+    else:
+        from convert.convert import convert
+
+        convert(sources, output, options.component, options.config, dtype, options.tokenizer)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    try:
+        run(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

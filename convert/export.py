@@ -1,0 +1,85 @@
+"""From a checkpoint directory back to released files, bit for bit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from convert.apply import Step, export_specs, flatten, plan_export
+from convert.files import write_safetensors
+from convert.formats import FORMATS, Format, file_keys
+from ultrapixel_jax.checkpoint import read_manifest, restore
+from ultrapixel_jax.components import CONFIGS
+from ultrapixel_jax.config import from_dict
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.manifest import ComponentInfo
+
+FULL_MODEL_FIRST = 64
+"""Number of the guidance networks' first list in the released file: stage C's count of GRN layers."""
+
+
+def export_checkpoint(checkpoint: Path, output: Path, only: Sequence[str] = ()) -> None:
+    """Write every component of `checkpoint`, or those in `only`, to `output/{component}.safetensors`.
+
+    The layout is the released one (transformers' for CLIP), each tensor in the dtype it is stored in.
+
+    Raises:
+        UserError: not a checkpoint, an unknown component, a file that exists.
+    """
+    manifest = read_manifest(checkpoint)
+    names = list(only) or list(manifest.components)
+    for name in names:
+        if name not in manifest.components:
+            raise UserError(
+                f"{checkpoint} has no component {name!r}; it has {', '.join(manifest.components)}"
+            )
+        if (output / f"{name}.safetensors").exists():
+            raise UserError(f"{output / f'{name}.safetensors'} exists; choose another output directory")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {output}: {error.strerror}; choose another output") from error
+    for name in names:
+        path = output / f"{name}.safetensors"
+        export_component(checkpoint, name, manifest.components[name], path)
+        print(f"{name} -> {path}")
+
+
+def released_format(component: str, config: Any) -> Format:
+    """The layout that `component` was released in."""
+    return next(
+        f for f in FORMATS
+        if f.component == component and f.layout != "diffusers" and f.accepts(config)
+    )  # fmt: skip
+
+
+def export_component(checkpoint: Path, name: str, info: ComponentInfo, path: Path) -> None:
+    """Write one component to the new file `path`."""
+    component = re.sub(r"^controlnet_.*", "controlnet", name)
+    config = from_dict(CONFIGS[component], info.config)
+    fmt = released_format(component, config)
+    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    flat = flatten(restore(checkpoint, name, shardings=cpu))
+
+    steps = plan_export(fmt.rows, {p: a.shape for p, a in flat.items()}, name)
+    aside = dict(info.kept_aside)
+    first = int(aside.pop("first", np.asarray(FULL_MODEL_FIRST)))
+    keys = file_keys(fmt, config, [step.key for step in steps] + list(aside), first)
+    by_key: dict[str, Step] = {keys[step.key]: step for step in steps}
+    specs = {keys[k]: (shape, np.dtype(d)) for k, (shape, d) in export_specs(steps, flat).items()}
+    extra = {keys[k]: a for k, a in aside.items()}
+    specs |= {key: (a.shape, a.dtype) for key, a in extra.items()}
+
+    def read(key: str) -> np.ndarray:
+        if key in extra:
+            return extra[key]
+        step = by_key[key]
+        arrays = [np.asarray(flat[p]) for p in step.paths]
+        return np.ascontiguousarray(step.row.layout.inverse(*arrays))
+
+    write_safetensors(path, specs, read)

@@ -1,0 +1,239 @@
+"""Which component a file holds, in which layout: recognised by the tensors in it, not by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from convert.apply import Shapes, Step, TableError, flatten, plan_import
+from convert.rows import Row
+from convert.tables import (
+    clip,
+    controlnet,
+    effnet_encoder,
+    guidance,
+    lora,
+    previewer,
+    stage_a,
+    stage_b,
+    stage_c,
+)
+from ultrapixel_jax import components
+from ultrapixel_jax.config import CascadeConfig
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models.lora import attention_layers
+
+Rename = Callable[[Sequence[str], Any], dict[str, str]]
+"""Keys of a file and the component's configuration to {file key: key that the table reads}."""
+
+
+def _same(keys: Sequence[str], config: Any) -> dict[str, str]:
+    del config
+    return {key: key for key in keys}
+
+
+def _places(keys: Sequence[str], config: Any) -> dict[str, str]:
+    """`module.64.0.x` or `64.0.x` to `down.0.x`, and the number after it to `up`."""
+    del config
+    numbers = sorted({int(m[1]) for key in keys if (m := _PLACE.match(key))})
+    sides = dict(zip(numbers, ("down", "up"), strict=False))
+    return {
+        key: f"{sides[int(m[1])]}.{m[2]}" if (m := _PLACE.match(key)) and int(m[1]) in sides else key
+        for key in keys
+    }
+
+
+def _lora_modules(keys: Sequence[str], config: Any) -> dict[str, str]:
+    """`module.{i}.lora_down` to the name of the attention weight that number i stands for."""
+    order = lora_order(config)
+    out = {}
+    for key in keys:
+        m = _LORA.match(key)
+        if m is None:
+            out[key] = key
+        elif int(m[1]) < len(order):
+            out[key] = f"{order[int(m[1])]}.{m[2]}"
+        elif int(m[1]) == len(order):
+            out[key] = f"tokens.{m[2]}"
+        else:
+            out[key] = key
+    return out
+
+
+def lora_order(config: Any) -> list[str]:
+    """What a released LoRA file numbers: every A in order of execution, its `out` before its `in_proj`."""
+    return [
+        f"{level.replace('_', '.')}.{layer.removeprefix('layer_')}.{part}"
+        for level, layer, _ in attention_layers(config.stage_c)
+        for part in ("out", "in_proj")
+    ]
+
+
+_PLACE = re.compile(r"(?:module\.)?(\d+)\.(\d+\..+)")
+_LORA = re.compile(r"(?:module\.)?(\d+)\.(.+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One component in one layout."""
+
+    component: str
+    layout: str
+    rows: tuple[Row, ...]
+    telling: tuple[str, ...]
+    """Patterns (regular expressions) of which each must match a key of a file in this format."""
+    rename: Rename = _same
+    ignore: str = r"(?!)"
+    """Pattern of keys that belong to something else in the same file."""
+    accepts: Callable[[Any], bool] = lambda config: True  # noqa: E731
+    """Whether a configuration can be in this format."""
+
+
+_UNET = r"down_blocks\.0\.0\.depthwise\.weight"
+_PACKED, _SPLIT = r".*\.attn\.in_proj_weight", r".*\.attention\.to_q\.weight"
+_TEXT, _VISION = r"text_model\.|text_projection\.", r"vision_model\.|visual_projection\."
+
+FORMATS: tuple[Format, ...] = (
+    Format("stage_c", "released", stage_c.RELEASED, (_UNET, r"clip_txt_mapper\.weight", _PACKED)),
+    Format("stage_c", "diffusers", stage_c.DIFFUSERS, (_UNET, r"clip_txt_mapper\.weight", _SPLIT)),
+    Format("stage_b", "released", stage_b.RELEASED, (_UNET, r"effnet_mapper\.0\.weight", _PACKED)),
+    Format("stage_b", "diffusers", stage_b.DIFFUSERS, (_UNET, r"effnet_mapper\.0\.weight", _SPLIT)),
+    Format("stage_a", "released", stage_a.RELEASED, (r"vquantizer\.codebook\.weight",)),
+    Format("stage_a", "diffusers", stage_a.DIFFUSERS, (r"vquantizer\.embedding\.weight",)),
+    Format("guidance", "released", guidance.RELEASED, (r"(module\.)?\d+\.0\.toout\.0\.weight",), _places),
+    Format("lora", "released", lora.RELEASED, (r"(module\.)?0\.lora_down",), _lora_modules),
+    Format("previewer", "released", previewer.RELEASED, (r"blocks\.0\.weight", r"blocks\.24\.weight")),
+    Format(
+        "effnet_encoder", "released", effnet_encoder.RELEASED,
+        (r"backbone\.0\.0\.weight", r"mapper\.0\.weight"),
+    ),
+    Format(
+        "controlnet", "released", controlnet.RELEASED,
+        (r"backbone\.0\.0\.weight", r"projections\.0\.0\.weight"),
+        accepts=lambda config: config.kind != "super_resolution",
+    ),
+    Format(
+        "controlnet", "super_resolution", controlnet.SUPER_RESOLUTION,
+        (r"backbone\.3\.blocks\.2\.weight", r"projections\.0\.0\.weight"),
+        accepts=lambda config: config.kind == "super_resolution",
+    ),
+    # A file with both towers of CLIP serves as either.
+    Format(
+        "clip_text", "transformers", clip.TEXT,
+        (r"text_model\.embeddings\.token_embedding\.weight", r"text_projection\.weight"),
+        ignore=rf"{_VISION}|logit_scale",
+    ),
+    Format(
+        "clip_vision", "transformers", clip.VISION,
+        (r"vision_model\.embeddings\.class_embedding", r"visual_projection\.weight"),
+        ignore=rf"{_TEXT}|logit_scale",
+    ),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognised:
+    """What a file holds and how its tensors are read."""
+
+    format: Format
+    variant: str
+    config: Any
+    steps: list[Step]
+    keys: dict[str, str]
+    """The table's key to the file's."""
+
+
+def formats_of(keys: Iterable[str]) -> list[Format]:
+    """The formats whose telling tensors are all among `keys`."""
+    keys = list(keys)
+    return [
+        f for f in FORMATS if all(any(re.fullmatch(t, key) for key in keys) for t in f.telling)
+    ]
+
+
+def recognise(shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: str) -> list[Recognised]:
+    """What the tensors of a file are.
+
+    Args:
+        shapes: shape of every tensor, by the file's key.
+        known: named configurations, tried in order.
+        what: how messages call the file.
+
+    Returns:
+        One entry, or two for a file with both towers of CLIP.
+
+    Raises:
+        UserError: no format fits; or none of the known sizes does, with every mismatch of the nearest.
+    """
+    found = formats_of(shapes)
+    if not found:
+        some = ", ".join(sorted(shapes)[:3])
+        raise UserError(f"{what} is no checkpoint that is known here: it holds {len(shapes)} tensors ({some}, …)")
+    out, failures = [], []
+    for fmt in found:
+        try:
+            out.append(_fit(fmt, shapes, known, what))
+        except UserError as error:
+            failures.append(error)
+    # Of both towers of CLIP in one file, one may be of a size that nothing here uses.
+    if not out or (failures and len(found) > len(out) and not all(f.layout == "transformers" for f in found)):
+        raise failures[0]
+    return out
+
+
+def _fit(
+    fmt: Format, shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: str
+) -> Recognised:
+    own = {key: shape for key, shape in shapes.items() if not re.match(fmt.ignore, key)}
+    failures: list[TableError] = []
+    for variant, config in candidates(fmt.component, known):
+        if not fmt.accepts(config):
+            continue
+        renamed = fmt.rename(list(own), config)
+        paths = {p: tuple(s.shape) for p, s in flatten(components.abstract(fmt.component, config)).items()}
+        by_table = {renamed[key]: tuple(shape) for key, shape in own.items()}
+        try:
+            name = f"{what} ({fmt.component}, {fmt.layout} layout, variant {variant})"
+            steps = plan_import(fmt.rows, by_table, paths, name)
+        except TableError as error:
+            failures.append(error)
+        else:
+            return Recognised(fmt, variant, config, steps, {renamed[key]: key for key in own})
+    raise min(failures, key=lambda e: len(e.problems))
+
+
+def candidates(component: str, known: Sequence[tuple[str, CascadeConfig]]) -> list[tuple[str, Any]]:
+    """(variant, configuration) of a component in every known cascade, each size once."""
+    out: list[tuple[str, Any]] = []
+    for name, cascade in known:
+        config = getattr(cascade, component)
+        variants = [(name, config)]
+        if component == "controlnet":  # the kind is told by the file, not by the cascade
+            kinds = ("canny", "inpainting", "super_resolution")
+            variants = [(kind, dataclasses.replace(config, kind=kind)) for kind in kinds]
+        for variant, c in variants:
+            if c is not None and all(c != seen for _, seen in out):
+                out.append((variant, c))
+    return out
+
+
+def file_keys(fmt: Format, config: Any, table_keys: Iterable[str], first: int | None) -> Mapping[str, str]:
+    """Keys of a released file for the table's own: the inverse of `rename`, for export.
+
+    `first` is the number of the guidance networks' first list, None for the full model's order.
+    """
+    table_keys = list(table_keys)
+    if fmt.component == "guidance":
+        numbers = {"down": first, "up": None if first is None else first + 1}
+        return {k: f"module.{numbers[k.split('.', 1)[0]]}.{k.split('.', 1)[1]}" for k in table_keys}
+    if fmt.component == "lora":
+        order = {name: i for i, name in enumerate(lora_order(config))}
+        order["tokens"] = len(order)
+        out = {}
+        for key in table_keys:
+            name, leaf = key.rsplit(".", 1)
+            out[key] = f"module.{order[name]}.{leaf}"
+        return out
+    return {key: key for key in table_keys}

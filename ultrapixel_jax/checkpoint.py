@@ -1,0 +1,326 @@
+"""Our checkpoint directory: one Orbax checkpoint per network, and a manifest that says what they are.
+
+    DIR/manifest.json      format version; per component its configuration, origin and checksum
+    DIR/checksums.json     size and CRC-32 of every other file
+    DIR/<component>/       Orbax PyTree checkpoint of the Flax variables {"params": ..., ...}
+    DIR/tokenizer/         the tokenizer's files, if any
+
+A directory is written under a temporary name and renamed when complete, so that one that exists is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import type_handlers
+
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.manifest import (
+    CHECKSUMS,
+    FORMAT_VERSION,
+    MANIFEST,
+    ComponentInfo,
+    crc32,
+    identity,
+    info_to_json,
+    read_manifest,
+    verify_files,
+)
+
+__all__ = ["CheckpointWriter", "ComponentInfo", "identity", "read_manifest", "restore"]
+
+LISTED = 40
+"""Most mismatches that one message lists."""
+
+Sharding = jax.sharding.Sharding
+Shardings = Sharding | Callable[[str, jax.ShapeDtypeStruct], Sharding] | Mapping[str, Any] | None
+Variables = dict[str, Any]
+"""Nested dictionaries with arrays as leaves."""
+
+
+class CheckpointWriter:
+    """Writes a checkpoint directory, all of it or nothing.
+
+        with CheckpointWriter(directory) as writer:
+            writer.add("stage_c", variables, ComponentInfo(config=to_dict(config)))
+            writer.add_file(tokenizer / "vocab.json", "tokenizer/vocab.json")
+
+    `UserError` if `directory` exists and is not empty (before anything is written), if it cannot be
+    written, or if the disk is full. Whatever ends the block early, nothing is left behind.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory).absolute()
+        self._components: dict[str, ComponentInfo] = {}
+        self._files: dict[str, dict[str, int]] = {}
+
+    def __enter__(self) -> Self:
+        target = self.directory
+        if target.is_dir():
+            with _user_errors(target):
+                if any(target.iterdir()):
+                    raise UserError(f"{target} exists and is not empty; remove it or choose another")
+        elif target.exists() or target.is_symlink():
+            raise UserError(f"{target} exists and is no directory; choose another name")
+        self._parents = [p for p in target.parents if not p.exists()]
+        self._partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+        try:
+            with _user_errors(target):
+                self._partial.mkdir(parents=True)
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def add(self, name: str, variables: Variables, info: ComponentInfo) -> None:
+        """Save one network at once; the caller may free `variables` afterwards.
+
+        `variables` are nested dicts of numpy arrays (bfloat16 through ml_dtypes), none of them empty.
+        An array that is not C-contiguous is replaced in its dictionary by a contiguous copy, since Orbax
+        would make the copies of all of them at once.
+        """
+        if name in self._components or not name.isidentifier():
+            raise ValueError(f"component {name!r} is no identifier or was added before")
+        leaves = dict(_leaves(variables))
+        digest, size = hashlib.sha256(), 0
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for path, part in zip(leaves, pool.map(lambda leaf: _settle(*leaf), leaves.values())):
+                digest.update(f"{path} {part}\n".encode())
+        arrays = {path: holder[key] for path, (holder, key) in leaves.items()}
+        size = sum(array.nbytes for array in arrays.values())
+        with _user_errors(self.directory):
+            free = shutil.disk_usage(self._partial).free
+            if size > free:
+                raise OSError(errno.ENOSPC, f"{name} needs {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+            with ocp.Checkpointer(_save_handler()) as checkpointer:
+                checkpointer.save(self._partial / name, args=ocp.args.PyTreeSave(variables))
+            self._record(name)
+        self._components[name] = dataclasses.replace(
+            info,
+            tensors=len(arrays),
+            parameters=sum(a.size for path, a in arrays.items() if path.startswith("params/")),
+            dtype=",".join(sorted({a.dtype.name for a in arrays.values()})),
+            sha256=digest.hexdigest(),
+        )
+
+    def add_file(self, source: str | Path, name: str) -> None:
+        """Copy the file `source` to `name`, a relative path such as `tokenizer/vocab.json`."""
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name!r} leads out of the checkpoint directory")
+        with _user_errors(self.directory):
+            (self._partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, self._partial / name)
+            self._record(name)
+
+    def _record(self, name: str) -> None:
+        """Note size and checksum of the file `name`, or of all files in that directory."""
+        top = self._partial / name
+        files = [top] if top.is_file() else sorted(p for p in top.rglob("*") if p.is_file())
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for path, crc in zip(files, pool.map(crc32, files)):
+                entry = {"bytes": path.stat().st_size, "crc32": crc}
+                self._files[path.relative_to(self._partial).as_posix()] = entry
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                with _user_errors(self.directory):
+                    self._finish()
+                return
+        except BaseException:
+            self._discard()
+            raise
+        self._discard()
+
+    def _finish(self) -> None:
+        components = {name: info_to_json(info) for name, info in self._components.items()}
+        manifest = {"version": FORMAT_VERSION, "components": components}
+        (self._partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        (self._partial / CHECKSUMS).write_text(json.dumps(self._files, indent=2) + "\n")
+        self._partial.rename(self.directory)  # fails if something came to be there meanwhile
+
+    def _discard(self) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
+        for parent in self._parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+
+
+def restore(
+    directory: str | Path,
+    name: str,
+    *,
+    like: Mapping[str, Any] | None = None,
+    dtype: Any = None,
+    shardings: Shardings = None,
+    verify: bool = True,
+) -> Variables:
+    """Restore the variables of component `name` straight onto devices.
+
+    - `like`: tree of arrays or `ShapeDtypeStruct`s that must have the same paths and shapes.
+    - `dtype`: floating arrays are converted to it, each on its way; None keeps them as stored.
+    - `shardings`: one for all, a tree of them, or a function of the path ("params/a/kernel") and the
+      `ShapeDtypeStruct`; None places everything on the first device.
+    - `verify`: compare the files' CRC-32 first (about 2 GB/s and core), as Orbax returns damaged values
+      without a word; sizes are always compared.
+
+    `UserError` if there is no such component, on a mismatch with `like`, or if files are damaged.
+    """
+    directory = Path(directory).absolute()
+    known = read_manifest(directory).components
+    if name not in known:
+        raise UserError(f"{directory} has no component {name!r}, only {', '.join(known)}; convert it")
+    verify_files(directory, name, verify)
+    broken = f"component {name} in {directory} cannot be read; convert it again"
+    # Orbax reports damage as ValueError, FileNotFoundError, KeyError, ... and a device that is full as
+    # XlaRuntimeError, a RuntimeError: only the former are the directory's fault.
+    damage = (ValueError, OSError, KeyError, TypeError)
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1)
+    with ocp.Checkpointer(handler) as checkpointer:
+        try:
+            stored = checkpointer.metadata(directory / name).item_metadata.tree  # type: ignore[union-attr]
+        except damage as error:
+            raise UserError(broken) from error
+        structs = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in _flatten(stored).items()}
+        if like is not None:
+            _check_like(f"component {name} in {directory}", structs, _flatten(like))
+        args = {path: _restore_args(path, s, dtype, shardings) for path, s in structs.items()}
+        try:
+            restore_args = ocp.args.PyTreeRestore(restore_args=_unflatten(args))
+            variables = checkpointer.restore(directory / name, args=restore_args)
+        except damage as error:
+            raise UserError(broken) from error
+    if dtype is not None:
+        for holder, key in dict(_leaves(variables)).values():
+            holder[key] = _widen(holder.pop(key), dtype)
+    return variables
+
+
+def _restore_args(
+    path: str, stored: jax.ShapeDtypeStruct, dtype: Any, shardings: Shardings
+) -> ocp.ArrayRestoreArgs:
+    """How Orbax is to restore the array at `path`."""
+    # Narrowed on the host, before they take room on a device; widened there afterwards (`_widen`).
+    cast = dtype is not None and jnp.issubdtype(stored.dtype, jnp.floating)
+    narrow = cast and jnp.dtype(dtype).itemsize <= stored.dtype.itemsize
+    struct = jax.ShapeDtypeStruct(stored.shape, dtype if narrow else stored.dtype)
+    if shardings is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    elif isinstance(shardings, Sharding):
+        sharding = shardings
+    elif isinstance(shardings, Mapping):
+        sharding = _flatten(shardings)[path]
+    else:
+        sharding = shardings(path, struct)
+    try:
+        sharding.shard_shape(struct.shape)
+    except ValueError as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{path} of shape {struct.shape} does not divide over the mesh: {text}") from error
+    return ocp.ArrayRestoreArgs(sharding=sharding, dtype=struct.dtype, global_shape=struct.shape)
+
+
+def _widen(array: jax.Array, dtype: Any) -> jax.Array:
+    """`array` in the wider `dtype` if it is floating, in the same place; frees the original."""
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype == dtype:
+        return array
+    # Orbax could widen too, but would hold 6 GB more than the result of 14 GB in host memory.
+    wide = jax.jit(lambda x: x.astype(dtype), out_shardings=array.sharding)(array)
+    wide.block_until_ready()
+    array.delete()
+    return wide
+
+
+def _check_like(what: str, stored: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+    problems = [f"{path} is missing" for path in sorted(like.keys() - stored.keys())]
+    problems += [f"{path} is unexpected" for path in sorted(stored.keys() - like.keys())]
+    for path in sorted(stored.keys() & like.keys()):
+        if tuple(stored[path].shape) != tuple(like[path].shape):
+            problems.append(f"{path} has shape {stored[path].shape}, expected {like[path].shape}")
+    if problems:
+        more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        listed = "; ".join(problems[:LISTED] + more)
+        raise UserError(f"{what} does not fit the configuration: {listed}")
+
+
+def _save_handler() -> ocp.PyTreeCheckpointHandler:
+    """Orbax's handler without its copy of the whole tree in memory, and without compression.
+
+    The copy guards against changes during an asynchronous save, and this one is not. Weights hardly
+    compress, and uncompressed ones are restored faster.
+    """
+    registry = type_handlers.create_type_handler_registry(
+        (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, type_handlers.ArrayHandler()),  # unused; Orbax warns without it
+    )
+    return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+
+
+def _settle(holder: dict[str, Any], key: str) -> str:
+    """Make `holder[key]` a contiguous numpy array; dtype, shape and checksum as text."""
+    array = holder[key]
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{key} is {type(array).__name__}, not a numpy array")
+    if not array.flags.c_contiguous:
+        array = holder[key] = np.ascontiguousarray(array)
+    digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+    return f"{array.dtype.name} {array.shape} {digest}"
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[dict[str, Any], str]]]:
+    """Path of every leaf, in sorted order, with the dictionary and the key that hold it."""
+    for key in sorted(tree):
+        if isinstance(tree[key], Mapping):
+            yield from _leaves(tree[key], f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", (tree, key)
+
+
+def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves of nested dictionaries by path."""
+    return {path: holder[key] for path, (holder, key) in _leaves(dict(tree))}
+
+
+def _unflatten(leaves: Mapping[str, Any]) -> Variables:
+    tree: Variables = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+@contextlib.contextmanager
+def _user_errors(directory: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a `UserError` of one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        # Orbax passes a full disk on as the ValueError of its storage library.
+        text = " ".join(str(error).split())
+        code = error.errno if isinstance(error, OSError) else None
+        full = ("No space left", "Disk quota exceeded", "File too large")
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(words in text for words in full):
+            raise UserError(f"no space left to write {directory} ({text[:200]}); free some") from error
+        if isinstance(error, OSError):
+            raise UserError(f"{directory} cannot be written ({text[:200]})") from error
+        raise

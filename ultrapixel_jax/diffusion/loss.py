@@ -1,0 +1,54 @@
+"""Loss weights by logSNR (§5): P2, and the adaptive one that divides by a running mean of the loss."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+BUCKETS = 300
+LOGSNR_RANGE = (-10.0, 10.0)
+WEIGHT_RANGE = (1e-7, 1e7)
+MOMENTUM = 0.99
+
+
+def p2_weight(logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """`1/(1 + exp(logSNR))`."""
+    return 1 / (1 + jnp.exp(logsnr))
+
+
+class AdaptiveState(NamedTuple):
+    """Running mean of the loss in each bucket of logSNR."""
+
+    losses: Float[Array, "300"]
+
+
+def adaptive_init() -> AdaptiveState:
+    """All buckets at 1."""
+    return AdaptiveState(jnp.ones(BUCKETS))
+
+
+def _bucket(logsnr: Float[Array, "b"]) -> Array:
+    edges = jnp.asarray(np.linspace(*LOGSNR_RANGE, BUCKETS - 1), jnp.float32)
+    return jnp.searchsorted(edges, logsnr, side="left")
+
+
+def adaptive_weight(state: AdaptiveState, logsnr: Float[Array, "b"]) -> Float[Array, "b"]:
+    """`1/bucket_loss`, clipped to 1e-7 to 1e7, before this batch's update."""
+    return jnp.clip(1 / state.losses[_bucket(logsnr)], *WEIGHT_RANGE)
+
+
+def adaptive_update(
+    state: AdaptiveState, logsnr: Float[Array, "b"], loss: Float[Array, "b"]
+) -> AdaptiveState:
+    """`bucket ← 0.99·bucket + 0.01·loss` for the buckets that were hit.
+
+    Samples that share a bucket are averaged; the released implementation keeps one of them.
+    """
+    bucket = _bucket(logsnr)
+    hits = jnp.zeros(BUCKETS).at[bucket].add(1.0)
+    mean = jnp.zeros(BUCKETS).at[bucket].add(loss) / jnp.maximum(hits, 1)
+    updated = MOMENTUM * state.losses + (1 - MOMENTUM) * mean
+    return AdaptiveState(jnp.where(hits > 0, updated, state.losses))

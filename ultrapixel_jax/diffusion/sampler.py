@@ -1,0 +1,160 @@
+"""DDPM and DDIM as one loop over a table of coefficients (§5).
+
+The table is made on the host and has room for `MAX_STEPS` rows. Schedule, shift, eta, number of steps
+and guidance weight are therefore run-time values: only new shapes compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt32
+
+from ultrapixel_jax.config import MAX_STEPS, DiffusionConfig
+from ultrapixel_jax.diffusion import schedule
+
+Carry = TypeVar("Carry")
+
+
+class Table(NamedTuple):
+    """Coefficients of every step, float32, padded to `MAX_STEPS` rows; numpy or jax."""
+
+    r: Float[Array, "n"] | np.ndarray
+    """Noise level that the network is given."""
+    a: Float[Array, "n"] | np.ndarray
+    """Scaling of x₀ before the step."""
+    b: Float[Array, "n"] | np.ndarray
+    """Scaling of the noise before the step."""
+    a_next: Float[Array, "n"] | np.ndarray
+    """Scaling of x₀ after the step."""
+    direction: Float[Array, "n"] | np.ndarray
+    """Factor of the predicted noise after the step: `sqrt(b'² − σ²)`."""
+    sigma: Float[Array, "n"] | np.ndarray
+    """Factor of the fresh noise: `eta·(b'/b)·sqrt(1 − a²/a'²)`."""
+    cfg: Float[Array, ""] | np.ndarray
+    """Classifier-free guidance weight."""
+    rescale: Float[Array, ""] | np.ndarray
+    """Share of the guided noise that is rescaled."""
+
+
+def timesteps(steps: int) -> np.ndarray:
+    """The `steps + 1` values of t from 1 to 0."""
+    return np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
+
+
+def make_table(config: DiffusionConfig) -> Table:
+    """Coefficients of the steps that `config` describes."""
+    level = schedule.logsnr(timesteps(config.steps), config.schedule, config.shift)
+    a, b = schedule.scalings(level)
+    r = schedule.noise_level(level)
+    a0, b0, a1, b1 = a[:-1], b[:-1], a[1:], b[1:]
+    eta = np.float32(config.effective_eta)
+    sigma = eta * np.sqrt(b1**2 / b0**2) * np.sqrt(np.maximum(1 - a0**2 / a1**2, 0))
+    direction = np.sqrt(np.maximum(b1**2 - sigma**2, 0))
+
+    def padded(values: np.ndarray) -> np.ndarray:
+        return np.pad(values.astype(np.float32), (0, MAX_STEPS - config.steps), constant_values=1)
+
+    rows = (padded(v) for v in (r[:-1], a0, b0, a1, direction, sigma))
+    return Table(*rows, np.float32(config.cfg), np.float32(config.cfg_rescale))
+
+
+def guidance_step(steps: int, timestep: float) -> int:
+    """The step whose t is nearest `timestep`: the one that gives the LR pass's guidance (§6)."""
+    return int(np.argmin(np.abs(timesteps(steps)[:-1] - timestep)))
+
+
+def image_keys(seeds: np.ndarray | list[int], stream: int) -> np.ndarray:
+    """One key per image, (b, 2) uint32, from the images' own seeds.
+
+    `stream` separates the passes of one image. Nothing else enters, so that an image does not depend
+    on its neighbours in the batch.
+    """
+    words = [[(int(s) >> 32) & 0xFFFFFFFF, int(s) & 0xFFFFFFFF] for s in seeds]
+    keys = jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32))
+    return np.asarray(jax.random.key_data(jax.vmap(lambda k: jax.random.fold_in(k, stream))(keys)))
+
+
+def noise(keys: UInt32[Array, "b 2"], index: Int[Array, ""] | int, shape: tuple) -> Float[Array, "b h w c"]:
+    """Standard normal noise number `index` of every image, `shape` without the batch axis."""
+
+    def one(key: Array) -> Array:
+        return jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(key), index), shape)
+
+    return jax.vmap(one)(keys)
+
+
+def initial_noise(keys: UInt32[Array, "b 2"], shape: tuple) -> Float[Array, "b h w c"]:
+    """The noise that sampling starts from; steps use the numbers from 1 on."""
+    return noise(keys, 0, shape)
+
+
+def guide(
+    epsilon: Float[Array, "b2 h w c"], cfg: Float[Array, ""], rescale: Float[Array, ""]
+) -> Float[Array, "b h w c"]:
+    """Classifier-free guidance of `[conditional, unconditional]`, rescaled, per image (§5).
+
+    The standard deviation is Bessel-corrected. It is taken over each image; the released
+    implementation takes it over the batch.
+    """
+    conditional, unconditional = jnp.split(epsilon.astype(jnp.float32), 2)
+    guided = unconditional + cfg * (conditional - unconditional)
+
+    def std(x: Array) -> Array:
+        return jnp.std(x, axis=(1, 2, 3), ddof=1, keepdims=True)
+
+    rescaled = guided * std(conditional) / (std(guided) + 1e-9)
+    return rescale * rescaled + (1 - rescale) * guided
+
+
+def step(
+    x: Float[Array, "b h w c"],
+    epsilon: Float[Array, "b h w c"],
+    table: Table,
+    i: Int[Array, ""],
+    fresh: Float[Array, "b h w c"],
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+    """Step `i`: the next x, and the x₀ that it is built from."""
+    x0 = (x - table.b[i] * epsilon) / table.a[i]
+    return table.a_next[i] * x0 + table.direction[i] * epsilon + table.sigma[i] * fresh, x0
+
+
+def run_steps(
+    denoise: Callable[[Array, Array, Array, Carry], tuple[Array, Carry]],
+    x: Float[Array, "b h w c"],
+    carry: Carry,
+    table: Table,
+    start: Int[Array, ""] | int,
+    stop: Int[Array, ""] | int,
+    fresh: Callable[[Array], Array],
+) -> tuple[Float[Array, "b h w c"], Carry]:
+    """Steps `start` to `stop`, both run-time values, inside one loop.
+
+    Args:
+        denoise: `(x of [conditional, unconditional], r, step, carry)` to the predicted noise of both
+            and the new carry.
+        x: state before the first of these steps.
+        carry: whatever `denoise` hands from step to step.
+        table: from `make_table`.
+        start: first step.
+        stop: one past the last step.
+        fresh: the noise that step i adds.
+
+    Returns:
+        The state after the last step, and the carry.
+    """
+    table = Table(*(jnp.asarray(v) for v in table))
+
+    def body(i: Array, state: tuple[Array, Carry]) -> tuple[Array, Carry]:
+        x, carry = state
+        double = jnp.concatenate([x, x])
+        r = jnp.broadcast_to(table.r[i], (double.shape[0],))
+        epsilon, carry = denoise(double, r, i, carry)
+        x, _ = step(x, guide(epsilon, table.cfg, table.rescale), table, i, fresh(i))
+        return x, carry
+
+    return jax.lax.fori_loop(start, stop, body, (x, carry))

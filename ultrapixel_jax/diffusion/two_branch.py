@@ -1,0 +1,200 @@
+"""UltraPixel's two-branch sampling of stage C (§6): the LR pass gives guidance, the HR pass takes it.
+
+Each function is meant to be jitted by its caller; sizes are those of the arrays, everything else about
+the sampling is a run-time value. What does not depend on the step is computed by `condition` and
+`prepare`, outside the loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ultrapixel_jax.diffusion.sampler import Table, run_steps
+from ultrapixel_jax.models.embeddings import sinusoidal
+from ultrapixel_jax.models.guidance import Guidance
+from ultrapixel_jax.models.stage_c import PLACES, Conditioning, StageC, StageCOutput
+
+Features = dict[str, Float[Array, "b h w c"]]
+Fresh = Callable[[Array], Array]
+"""Step number to the noise that this step adds."""
+
+
+class ScaleInputs(NamedTuple):
+    """What the guidance networks must know of the HR size, made on the host (`sizes`)."""
+
+    scale: Float[Array, ""] | Any
+    """`sqrt(log(H·W)/log(24·24))`, rounded to float32 at the end."""
+    up_weight: Float[Array, ""] | Any
+    """Guide weight of the up places; 1 in training."""
+
+
+class Prompts(NamedTuple):
+    """The encoders' outputs, conditional and unconditional halves stacked along the batch."""
+
+    states: Float[Array, "b t e"]
+    """Text states."""
+    pooled: Float[Array, "b p"]
+    """Pooled text vector."""
+    image: Float[Array, "b i"]
+    """CLIP image vector; zeros for text to image."""
+
+
+class StageCModel(NamedTuple):
+    """Stage C with its guidance networks, and the variables of both."""
+
+    stage_c: StageC
+    variables: Mapping[str, Any]
+    guidance: Guidance | None = None
+    guidance_variables: Mapping[str, Any] | None = None
+    dtype: Any = jnp.float32
+    """Compute dtype of the networks; the sampler's own state is float32."""
+
+    def condition(self, prompts: Prompts) -> Conditioning:
+        """Keys and values of the conditioning."""
+        args = (jnp.asarray(v, self.dtype) for v in prompts)
+        return self.stage_c.apply(self.variables, *args, method="condition")  # pyright: ignore
+
+    def prepare(self, features: Features, size: tuple[int, int]) -> Features:
+        """The step-independent part of the guidance at the HR `size`; empty without guidance."""
+        if self.guidance is None:
+            return {}
+        return self.guidance.apply(  # pyright: ignore
+            self.guidance_variables, features, size, method="prepare"
+        )
+
+    def denoise(
+        self,
+        x: Float[Array, "b h w c"],
+        r: Float[Array, "b"],
+        conditioning: Conditioning,
+        prepared: Features | None = None,
+        scale: ScaleInputs | None = None,
+        **kwargs: Any,
+    ) -> StageCOutput:
+        """One pass of stage C, guided where `prepared` (for as many images as x) is given."""
+        fuse = None
+        if prepared and scale is not None:
+            e_t, e_s = sinusoidal(r), sinusoidal(jnp.asarray(scale.scale, jnp.float32)[None])
+
+            def fuse(place: str, y: Array) -> Array:
+                assert self.guidance is not None
+                weight = scale.up_weight if place.startswith("up") else 1.0
+                return self.guidance.apply(  # pyright: ignore
+                    self.guidance_variables, place, y, prepared[place], e_t, e_s, weight, method="fuse"
+                )
+
+        return self.stage_c.apply(  # pyright: ignore
+            self.variables, x.astype(self.dtype), r, conditioning, fuse=fuse, **kwargs
+        )
+
+
+def empty_features(model: StageCModel, x: Float[Array, "b h w c"]) -> Features:
+    """Zeros in the place of the guidance that the LR pass will give; x is the LR latent."""
+    patch = model.stage_c.config.patch_size
+    widths = [level.channels for level in model.stage_c.config.levels]
+    by_place = dict(zip(PLACES, (*widths, *reversed(widths)), strict=True))
+    b, h, w = x.shape[0], x.shape[1] // patch, x.shape[2] // patch
+    return {place: jnp.zeros((b, h, w, c), model.dtype) for place, c in by_place.items()}
+
+
+def lr_steps(
+    model: StageCModel,
+    x: Float[Array, "b h w c"],
+    features: Features,
+    conditioning: Conditioning,
+    table: Table,
+    capture: Int[Array, ""] | int,
+    start: Int[Array, ""] | int,
+    stop: Int[Array, ""] | int,
+    fresh: Fresh,
+) -> tuple[Float[Array, "b h w c"], Features]:
+    """Steps of the LR pass; `features` become those of the conditional half at step `capture`."""
+
+    def denoise(x: Array, r: Array, i: Array, kept: Features) -> tuple[Array, Features]:
+        out = model.denoise(x, r, conditioning)
+        half = x.shape[0] // 2
+        return out.epsilon, {
+            place: jnp.where(i == capture, out.features[place][:half].astype(kept[place].dtype), kept[place])
+            for place in kept
+        }
+
+    return run_steps(denoise, x, features, table, start, stop, fresh)
+
+
+def hr_steps(
+    model: StageCModel,
+    x: Float[Array, "b H W c"],
+    conditioning: Conditioning,
+    prepared: Features,
+    scale: ScaleInputs,
+    table: Table,
+    start: Int[Array, ""] | int,
+    stop: Int[Array, ""] | int,
+    fresh: Fresh,
+) -> Float[Array, "b H W c"]:
+    """Steps of the HR pass, with `prepared` guidance for both halves."""
+    both = {place: jnp.concatenate([g, g]) for place, g in prepared.items()}
+
+    def denoise(x: Array, r: Array, i: Array, carry: tuple[()]) -> tuple[Array, tuple[()]]:
+        del i
+        return model.denoise(x, r, conditioning, both, scale).epsilon, carry
+
+    return run_steps(denoise, x, (), table, start, stop, fresh)[0]
+
+
+def synchronized_steps(
+    model: StageCModel,
+    x_lr: Float[Array, "b h w c"],
+    x_hr: Float[Array, "b H W c"],
+    conditioning: Conditioning,
+    scale: ScaleInputs,
+    table: Table,
+    start: Int[Array, ""] | int,
+    stop: Int[Array, ""] | int,
+    fresh_lr: Fresh,
+    fresh_hr: Fresh,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b H W c"]]:
+    """Both passes side by side, each HR step guided by the LR step of the same t (paper table 2)."""
+    size = (x_hr.shape[1], x_hr.shape[2])
+
+    def denoise(x: Array, r: Array, i: Array, x_lr: Array) -> tuple[Array, Array]:
+        kept = empty_features(model, x_lr)
+        x_lr, features = lr_steps(model, x_lr, kept, conditioning, table, i, i, i + 1, fresh_lr)
+        prepared = model.prepare(features, size)
+        both = {place: jnp.concatenate([g, g]) for place, g in prepared.items()}
+        return model.denoise(x, r, conditioning, both, scale).epsilon, x_lr
+
+    x_hr, x_lr = run_steps(denoise, x_hr, x_lr, table, start, stop, fresh_hr)
+    return x_lr, x_hr
+
+
+def sample(
+    model: StageCModel,
+    prompts: Prompts,
+    x_lr: Float[Array, "b h w c"],
+    x_hr: Float[Array, "b H W c"],
+    scale: ScaleInputs,
+    table: Table,
+    steps: Int[Array, ""] | int,
+    capture: Int[Array, ""] | int,
+    fresh_lr: Fresh,
+    fresh_hr: Fresh,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b H W c"]]:
+    """Both passes whole, from initial noise to the LR and HR latents (§6, steps 1 and 2)."""
+    conditioning = model.condition(prompts)
+    if model.guidance is not None and model.guidance.config.timestep == "synchronized":
+        return synchronized_steps(
+            model, x_lr, x_hr, conditioning, scale, table, 0, steps, fresh_lr, fresh_hr
+        )
+    x_lr, features = lr_steps(
+        model, x_lr, empty_features(model, x_lr), conditioning, table, capture, 0, steps, fresh_lr
+    )
+    # Finish the LR pass before the HR pass starts: their activations need not live at the same time.
+    x_lr, features = jax.lax.optimization_barrier((x_lr, features))
+    prepared = model.prepare(features, (x_hr.shape[1], x_hr.shape[2]))
+    return x_lr, hr_steps(model, x_hr, conditioning, prepared, scale, table, 0, steps, fresh_hr)

@@ -1,0 +1,75 @@
+"""Low-rank changes of stage C's attention (§11): `W + (up @ down)·(1/rank)`.
+
+The variables mirror stage C's tree: every A has `in_proj` (queries, keys and values in one, as in the
+released files) and `out`, each with `down` (rank, in) and `up` (out, rank); `embeddings` are the new
+text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ultrapixel_jax.config import LoraConfig, StageCConfig
+
+QKV = ("query", "key", "value")
+
+
+def attention_layers(config: StageCConfig) -> list[tuple[str, str, int]]:
+    """(level, layer, channels) of every A in order of execution."""
+    sides = [("down", [(lv, lv.down_blocks) for lv in config.levels])]
+    sides.append(("up", [(lv, lv.up_blocks) for lv in reversed(config.levels)]))
+    return [
+        (f"{side}_{i}", f"layer_{n}", level.channels)
+        for side, levels in sides
+        for i, (level, blocks) in enumerate(levels)
+        for n, kind in enumerate(level.layers * blocks)
+        if kind == "A"
+    ]
+
+
+def init(key: Array, config: LoraConfig, dtype: Any = jnp.float32) -> dict[str, Any]:
+    """Initial variables: `down` zero and `up` standard normal, so that nothing changes at first."""
+    params: dict[str, Any] = {"embeddings": jnp.zeros((config.new_tokens, config.text_width), dtype)}
+    for i, (level, layer, channels) in enumerate(attention_layers(config.stage_c)):
+        node = params.setdefault(level, {}).setdefault(layer, {})
+        for j, (name, out) in enumerate((("in_proj", 3 * channels), ("out", channels))):
+            up = jax.random.normal(jax.random.fold_in(key, 2 * i + j), (out, config.rank), dtype)
+            node[name] = {"down": jnp.zeros((config.rank, channels), dtype), "up": up}
+    return {"params": params}
+
+
+def merge(variables: Mapping[str, Any], lora: Mapping[str, Any]) -> dict[str, Any]:
+    """Stage C's variables with the changes of `lora` added; the inputs stay as they are.
+
+    The sum is taken in float32 and rounded to the kernels' dtype.
+    """
+    params = dict(variables["params"])
+    for level, layers in lora["params"].items():
+        if level == "embeddings":
+            continue
+        params[level] = dict(params[level])
+        for layer, changes in layers.items():
+            node = dict(params[level][layer])
+            in_proj = _change(changes["in_proj"])
+            for name, part in zip(QKV, jnp.split(in_proj, 3, axis=1), strict=True):
+                node[name] = _added(node[name], part)
+            node["out"] = _added(node["out"], _change(changes["out"]))
+            params[level][layer] = node
+    return {**variables, "params": params}
+
+
+def _change(lora: Mapping[str, Any]) -> Array:
+    """`(up @ down)/rank`, transposed to our (in, out)."""
+    down, up = (jnp.asarray(lora[name], jnp.float32) for name in ("down", "up"))
+    return jnp.matmul(up, down, precision="highest").T * np.float32(1 / down.shape[0])
+
+
+def _added(linear: Mapping[str, Any], change: Array) -> dict[str, Any]:
+    kernel = jnp.asarray(linear["kernel"])
+    return {**linear, "kernel": (kernel.astype(jnp.float32) + change).astype(kernel.dtype)}

@@ -1,0 +1,70 @@
+"""Time and peak memory by stage."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+STAGES = ("load", "compile", "clip", "C low", "C high", "B", "A")
+
+
+class Report:
+    """Sums of seconds and largest memory, by stage, in the order of `STAGES`."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._peak: dict[str, int | None] = {}
+        self._open: list[str] = []
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count what happens inside to `name`; a stage inside another counts to itself alone."""
+        _reset_peak()
+        start = time.perf_counter()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            self._open.pop()
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+            if self._open:
+                outer = self._open[-1]
+                self._seconds[outer] = self._seconds.get(outer, 0.0) - seconds
+            peak = peak_bytes()
+            known = self._peak.get(name)
+            self._peak[name] = peak if known is None else max(known, peak or 0)
+
+    def rows(self) -> list[tuple[str, float, int | None]]:
+        """(stage, seconds, peak bytes) of every stage that ran."""
+        order = {name: i for i, name in enumerate(STAGES)}
+        names = sorted(self._seconds, key=lambda n: order.get(n, len(order)))
+        return [(name, self._seconds[name], self._peak.get(name)) for name in names]
+
+
+def peak_bytes() -> int | None:
+    """Peak memory: of the fullest accelerator, or on CPUs of this process; None where unknown."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    if peaks:
+        return max(peaks)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
+
+
+def _reset_peak() -> None:
+    """Forget the process's peak, where the system can (Linux); accelerators keep theirs."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,313 @@
+"""Requests: what to draw, read from the command line or a file, then batched and shared out.
+
+Nothing here imports jax: a bad list is refused before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ultrapixel_jax.config import DiffusionConfig, unknown_key
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sizes import Bucket, check_size, parse_size
+
+MAX_SEED = 2**32 - 1
+"""Largest seed; jax's random keys would fold a larger one onto a smaller without a word."""
+MAX_NAME_BYTES = 200
+"""Longest name in UTF-8, which leaves room for a number and an extension within 255."""
+RESERVED_NAMES = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))]
+)
+"""Names that are devices on Windows, whatever their extension."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of a prompts file, or one ``--prompt``; None is what the command line says."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    seed: int | None = None
+    height: int | None = None
+    width: int | None = None
+    name: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One picture to make. It depends on these fields only, but for `name` and `index`."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    """0 to 2³² − 1."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    stage_c: DiffusionConfig
+    """Sampling of both stage C passes."""
+    stage_b: DiffusionConfig
+    """Sampling of stage B."""
+    preview: bool = False
+    """Whether the previewer draws it in place of stages B and A."""
+    name: str | None = None
+    """Name of the file, without extension; None makes one from index, prompt and seed."""
+    index: int = 0
+    """Place in the whole list, the same in every process."""
+
+    @property
+    def bucket(self) -> Bucket:
+        """The shapes it runs through."""
+        return Bucket.of(self.height, self.width)
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file without extension, before any number is added."""
+        return self.name or f"{self.index:05d}-{slug(self.prompt)}-{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Requests that run together."""
+
+    bucket: Bucket
+    """The bucket that all of them have."""
+    requests: tuple[Request, ...]
+    """At least one; all with the same sampling settings."""
+    padding: int
+    """Entries that fill the device batch up and whose pictures are dropped."""
+
+
+def slug(prompt: str, length: int = 40) -> str:
+    """A readable part of a file name: words of `prompt` in lower case, joined by ``-``."""
+    words = "-".join(re.findall(r"\w+", prompt[: 4 * length].lower()))
+    return words[:length].rstrip("-_") or "untitled"
+
+
+# ---------------------------------------------------------------------------- checks of single values
+
+
+def check_prompt(prompt: str) -> str:
+    """Return `prompt` if it is text that can be tokenised and stored; raise `UserError` otherwise."""
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"prompt {prompt!r:.80} is not valid Unicode text; save it as UTF-8") from error
+    if "\0" in prompt:
+        raise UserError(f"prompt {prompt!r:.80} has a NUL character; remove it")
+    return prompt
+
+
+def check_seed(seed: int) -> int:
+    """Return `seed` if it is 0 to 2³² − 1; raise `UserError` otherwise."""
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seed {seed} is outside 0 to {MAX_SEED}")
+    return seed
+
+
+def check_name(name: str) -> str:
+    """Return `name` without ``.png`` if it names a file inside the output directory on any system.
+
+    Raises:
+        UserError: empty, too long, with a path separator or a character that some file systems
+            refuse, hidden, or reserved.
+    """
+    stem = name[:-4] if name.lower().endswith(".png") else name
+    problem = ""
+    if not stem.strip():
+        problem = "is empty"
+    elif "/" in stem or "\\" in stem or stem in (".", "..") or ":" in stem:
+        problem = "would leave the output directory"
+    elif any(ord(c) < 32 or c in '<>"|?*\x7f' for c in stem):
+        problem = 'has a control character or one of <>"|?*'
+    elif stem.startswith(".") or stem != stem.strip() or stem.endswith("."):
+        problem = "starts or ends with a dot or a space"
+    elif stem.split(".")[0].lower() in RESERVED_NAMES:
+        problem = "is reserved on Windows"
+    elif len(stem.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        problem = f"is longer than {MAX_NAME_BYTES} bytes"
+    if problem:
+        raise UserError(f"name {name!r:.80} {problem}; use a plain file name without directory")
+    return check_prompt(stem)
+
+
+# ---------------------------------------------------------------------------- the prompts file
+
+
+def read_prompts(path: str | Path) -> list[Entry]:
+    """Read a prompts file: one prompt per line, or JSON lines.
+
+    A line whose first character is ``{`` is a JSON object with ``prompt`` and, at will,
+    ``negative_prompt``, ``seed``, ``size`` ("HEIGHTxWIDTH") or ``height`` and ``width``, and ``name``.
+    Any other line is a prompt as it stands. Blank lines are skipped, and nothing else is.
+
+    Raises:
+        UserError: no such file, nothing in it, or a malformed line, with file and line number.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"prompts file {str(path)!r} does not exist") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"prompts file {str(path)!r} cannot be read: {reason}") from error
+    entries = []
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        try:
+            line = raw.decode("utf-8").strip()
+            if line:
+                entries.append(_parse_json(line) if line.startswith("{") else Entry(check_prompt(line)))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from error
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from error
+    if not entries:
+        raise UserError(f"prompts file {str(path)!r} is empty; write one prompt per line")
+    return entries
+
+
+_TYPES: dict[str, type] = {
+    "prompt": str, "negative_prompt": str, "seed": int, "size": str,
+    "height": int, "width": int, "name": str,
+}  # fmt: skip
+_TYPE_NAMES = {str: "text", int: "a whole number"}
+
+
+def _parse_json(line: str) -> Entry:
+    try:
+        values = json.loads(line, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
+        raise UserError(f"not valid JSON: {error}") from error
+    for key, value in values.items():
+        if key not in _TYPES:
+            raise UserError(unknown_key(key, list(_TYPES), "key"))
+        kind = _TYPES[key]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{key} must be {_TYPE_NAMES[kind]}, not {value!r:.80}")
+    if "prompt" not in values:
+        raise UserError("the key 'prompt' is missing")
+    if "size" in values:
+        if "height" in values or "width" in values:
+            raise UserError("give either size or height and width")
+        values["height"], values["width"] = parse_size(values.pop("size"))
+    elif ("height" in values) != ("width" in values):
+        raise UserError("give height and width together")
+    elif "height" in values:
+        check_size(values["height"], values["width"])
+    check_prompt(values["prompt"])
+    check_prompt(values.get("negative_prompt", ""))
+    check_seed(values.get("seed", 0))
+    if "name" in values:
+        values["name"] = check_name(values["name"])
+    return Entry(**values)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"the key {key!r:.80} is given twice")
+    return dict(pairs)
+
+
+def make_requests(
+    entries: Sequence[Entry],
+    *,
+    height: int,
+    width: int,
+    stage_c: DiffusionConfig,
+    stage_b: DiffusionConfig,
+    seed: int = 0,
+    negative_prompt: str = "",
+    num_images: int = 1,
+    preview: bool = False,
+) -> list[Request]:
+    """Turn entries into requests: `num_images` of each, with seeds seed, seed + 1, …
+
+    What an entry does not say comes from the arguments. A name of its own gets the seed appended
+    where there are several pictures of it.
+
+    Raises:
+        UserError: a size, a seed (the last one too) or a number of images out of range.
+    """
+    if num_images < 1:
+        raise UserError(f"number of images {num_images} must be at least 1")
+    requests: list[Request] = []
+    for entry in entries:
+        first = check_seed(seed if entry.seed is None else entry.seed)
+        check_seed(first + num_images - 1)
+        high = height if entry.height is None else entry.height
+        wide = width if entry.width is None else entry.width
+        check_size(high, wide)
+        for number in range(first, first + num_images):
+            name = entry.name if entry.name is None or num_images == 1 else f"{entry.name}-{number}"
+            requests.append(
+                Request(
+                    prompt=entry.prompt,
+                    negative_prompt=negative_prompt
+                    if entry.negative_prompt is None
+                    else entry.negative_prompt,
+                    seed=number,
+                    height=high,
+                    width=wide,
+                    stage_c=stage_c,
+                    stage_b=stage_b,
+                    preview=preview,
+                    name=name,
+                    index=len(requests),
+                )
+            )
+    return requests
+
+
+# ---------------------------------------------------------------------------- batches and shares
+
+
+def plan(requests: Sequence[Request], batch_size: int) -> list[Batch]:
+    """Group requests into device batches of one bucket and one set of settings each.
+
+    Groups come in the order of their first request, requests in list order, so that each bucket
+    compiles once and the first pictures are those asked for first. Only the last batch of a group is
+    padded.
+    """
+    return [
+        Batch(requests[at[0]].bucket, tuple(requests[i] for i in at), batch_size - len(at))
+        for at in _chunks(requests, batch_size)
+    ]
+
+
+def share(requests: Sequence[Request], index: int, count: int, batch_size: int = 1) -> list[Request]:
+    """The part of the list, in list order, that process `index` of `count` makes.
+
+    Every request goes to exactly one process. The batches of the whole plan are dealt in consecutive
+    runs of about equal numbers of pixels, so that a bucket is split (and compiled twice) only at the
+    borders and no process gets more than its even part plus one batch.
+    """
+    chunks = _chunks(requests, batch_size)
+    # A padded batch takes as long as a full one: its cost is that of its bucket alone.
+    costs = [requests[at[0]].bucket.pixels[0] * requests[at[0]].bucket.pixels[1] for at in chunks]
+    total, before, mine = sum(costs), 0, []
+    for at, cost in zip(chunks, costs):
+        # The process in whose even part of the total the middle of this batch falls.
+        if (2 * before + cost) * count // (2 * total) == index:
+            mine += at
+        before += cost
+    return [requests[i] for i in sorted(mine)]
+
+
+def _chunks(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
+    """Positions of the requests of each batch."""
+    groups: dict[Hashable, list[int]] = {}
+    for i, request in enumerate(requests):
+        key = (request.bucket, request.stage_c, request.stage_b, request.preview)
+        groups.setdefault(key, []).append(i)
+    return [at[i : i + batch_size] for at in groups.values() for i in range(0, len(at), batch_size)]
