@@ -15,13 +15,14 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ class CheckpointWriter:
         self._components: dict[str, ComponentInfo] = {}
         self._files: dict[str, dict[str, int]] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> CheckpointWriter:
         target = self.directory
         if target.is_dir():
             with _user_errors(target):
@@ -192,35 +193,31 @@ def restore(
     # Orbax reports damage as ValueError, FileNotFoundError, KeyError, ... and a device that is full as
     # XlaRuntimeError, a RuntimeError: only the former are the directory's fault.
     damage = (ValueError, OSError, KeyError, TypeError)
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1)
-    with ocp.Checkpointer(handler) as checkpointer:
-        try:
-            stored = checkpointer.metadata(directory / name).item_metadata.tree  # type: ignore[union-attr]
-        except damage as error:
-            raise UserError(broken) from error
-        structs = {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in _flatten(stored).items()}
-        if like is not None:
-            _check_like(f"component {name} in {directory}", structs, _flatten(like))
-        args = {path: _restore_args(path, s, dtype, shardings) for path, s in structs.items()}
-        try:
-            restore_args = ocp.args.PyTreeRestore(restore_args=_unflatten(args))
-            variables = checkpointer.restore(directory / name, args=restore_args)
-        except damage as error:
-            raise UserError(broken) from error
-    if dtype is not None:
-        for holder, key in dict(_leaves(variables)).values():
-            holder[key] = _widen(holder.pop(key), dtype)
-    return variables
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            stored = _flatten(checkpointer.metadata(directory / name).item_metadata.tree)  # type: ignore[union-attr]
+        structs = {path: jax.ShapeDtypeStruct(m.shape, m.dtype) for path, m in stored.items()}
+    except damage as error:
+        raise UserError(broken) from error
+    if like is not None:
+        _check_like(f"component {name} in {directory}", structs, _flatten(like))
+    args = _unflatten({path: _restore_args(path, s, dtype, shardings) for path, s in structs.items()})
+    # Orbax's bound on host memory under way; it waits for ever for an array that is larger.
+    largest = max(math.prod(s.shape) for s in structs.values()) * 8
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(1, math.ceil(largest / 1e9)))
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            return checkpointer.restore(directory / name, args=ocp.args.PyTreeRestore(restore_args=args))
+    except damage as error:
+        raise UserError(broken) from error
 
 
 def _restore_args(
     path: str, stored: jax.ShapeDtypeStruct, dtype: Any, shardings: Shardings
 ) -> ocp.ArrayRestoreArgs:
     """How Orbax is to restore the array at `path`."""
-    # Narrowed on the host, before they take room on a device; widened there afterwards (`_widen`).
     cast = dtype is not None and jnp.issubdtype(stored.dtype, jnp.floating)
-    narrow = cast and jnp.dtype(dtype).itemsize <= stored.dtype.itemsize
-    struct = jax.ShapeDtypeStruct(stored.shape, dtype if narrow else stored.dtype)
+    struct = jax.ShapeDtypeStruct(stored.shape, dtype if cast else stored.dtype)
     if shardings is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     elif isinstance(shardings, Sharding):
@@ -235,17 +232,6 @@ def _restore_args(
         text = " ".join(str(error).split())
         raise UserError(f"{path} of shape {struct.shape} does not divide over the mesh: {text}") from error
     return ocp.ArrayRestoreArgs(sharding=sharding, dtype=struct.dtype, global_shape=struct.shape)
-
-
-def _widen(array: jax.Array, dtype: Any) -> jax.Array:
-    """`array` in the wider `dtype` if it is floating, in the same place; frees the original."""
-    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype == dtype:
-        return array
-    # Orbax could widen too, but would hold 6 GB more than the result of 14 GB in host memory.
-    wide = jax.jit(lambda x: x.astype(dtype), out_shardings=array.sharding)(array)
-    wide.block_until_ready()
-    array.delete()
-    return wide
 
 
 def _check_like(what: str, stored: Mapping[str, Any], like: Mapping[str, Any]) -> None:

@@ -21,12 +21,13 @@ from jaxtyping import Array, Float, Int, UInt8
 from ultrapixel_jax.config import StageAConfig
 from ultrapixel_jax.errors import UserError
 
-BYTES_PER_LATENT = {"float32": 28_000, "bfloat16": 20_200}
+BYTES_PER_LATENT = {"float32": 32_000, "bfloat16": 30_000}
 """Memory of the released decoder per latent pixel of the window, weights apart.
 
-Temporaries from XLA's `memory_analysis` on a CPU, windows of 32² to 256²: 27,648 in float32 and 19,968 in
-bfloat16, the same at every size; the rest is the window's input and output. It is the outer block's MLP
-that sets them, hence in proportion to the width.
+Measured on a CPU: how much the process grows from windows of 66² to 194² (float32: 29 to 32 kB) and of
+74² to 226² (bfloat16: 28 to 30 kB), beside some 80 MB once. XLA's `memory_analysis` names 27,648 and
+19,968 of it, the same at every size from 32² to 256²; the rest is scratch of the CPU's kernels and the
+output. The outer block's MLP sets them, hence in proportion to the width.
 """
 MEASURED_WIDTH = 384
 """`c_hidden` of that decoder."""

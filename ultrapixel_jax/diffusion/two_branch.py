@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int
 from ultrapixel_jax.diffusion.sampler import Table, run_steps
 from ultrapixel_jax.models.embeddings import sinusoidal
 from ultrapixel_jax.models.guidance import Guidance
+from ultrapixel_jax.models.resize import Size
 from ultrapixel_jax.models.stage_c import PLACES, Conditioning, StageC, StageCOutput
 
-Features = dict[str, Float[Array, "b h w c"]]
+Features = dict[str, Float[Array, "_b _h _w _c"]]
 Fresh = Callable[[Array], Array]
 """Step number to the noise that this step adds."""
 
@@ -59,7 +60,7 @@ class StageCModel(NamedTuple):
         args = (jnp.asarray(v, self.dtype) for v in prompts)
         return self.stage_c.apply(self.variables, *args, method="condition")  # pyright: ignore
 
-    def prepare(self, features: Features, size: tuple[int, int]) -> Features:
+    def prepare(self, features: Features, size: Size) -> Features:
         """The step-independent part of the guidance at the HR `size`; empty without guidance."""
         if self.guidance is None:
             return {}

@@ -14,11 +14,11 @@ from jaxtyping import Array, Float
 
 from ultrapixel_jax.config import LevelConfig
 from ultrapixel_jax.models.attention import attention
-from ultrapixel_jax.models.layers import DepthwiseConv, Dtype, Linear, gelu, layer_norm
+from ultrapixel_jax.models.layers import DepthwiseConv, Dtype, Linear, gelu, layer_norm, per_channel
 from ultrapixel_jax.models.resize import resize_bilinear
 from ultrapixel_jax.sharding import constrain
 
-KeysValues = tuple[Float[Array, "b t k d"], Float[Array, "b t k d"]]
+KeysValues = tuple[Float[Array, "_b _t _k _d"], Float[Array, "_b _t _k _d"]]
 """Keys and values of the conditioning tokens, for one attention block."""
 TimeEmbedding = Mapping[str, Float[Array, "b 64"]]
 
@@ -36,8 +36,8 @@ class GlobalResponseNorm(nn.Module):
         x32 = x.astype(jnp.float32)
         norm = jnp.sqrt(jnp.square(x32).sum((1, 2), keepdims=True))
         relative = norm / (norm.mean(-1, keepdims=True) + 1e-6)
-        factor = gamma.astype(jnp.float32) * relative + 1.0
-        return (x32 * factor + beta.astype(jnp.float32)).astype(x.dtype)
+        factor = per_channel(gamma, 4) * relative + 1.0
+        return (x32 * factor + per_channel(beta, 4)).astype(x.dtype)
 
 
 class ResBlock(nn.Module):
@@ -85,7 +85,7 @@ class TimestepBlock(nn.Module):
         return modulate(x, total)
 
 
-def modulate(x: Float[Array, "b h w c"], ab: Float[Array, "b c2"]) -> Float[Array, "b h w c"]:
+def modulate(x: Float[Array, "b h w c"], ab: Float[Array, "#b c2"]) -> Float[Array, "b h w c"]:
     """`x·(1 + a) + b` with the halves a, b of `ab`, in float32."""
     a, b = jnp.split(ab[:, None, None].astype(jnp.float32), 2, axis=-1)
     return (x.astype(jnp.float32) * (1.0 + a) + b).astype(x.dtype)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ultrapixel_jax.models.resize import Dim
+
 MAX_POSITIONS = 10_000
 
 
@@ -44,20 +46,20 @@ def time_embedding(
     return out
 
 
-def pixel_centres(size: int) -> Float[Array, "n"]:
+def pixel_centres(size: Dim) -> Float[Array, "n"]:
     """Coordinates in [−1, 1] of the centres of `size` pixels: `−1 + 2·(0.5 + i)/size`, float32."""
     i = jnp.arange(size, dtype=jnp.float32)
     return -1.0 + (2.0 * (0.5 + i)) / jnp.asarray(size, jnp.float32)
 
 
-def fourier_features(height: int, width: int, frequencies: int = 64) -> Float[Array, "n f"]:
+def fourier_features(height: Dim, width: Dim, frequencies: int = 64) -> Float[Array, "n f"]:
     """Fourier features of an H×W grid, row-major, `4·frequencies` values each (§4, step 4).
 
     `[cos(π p), sin(π p)]` with `p = [y·w, x·w]` and `w = exp(linspace(0, ln 1024, frequencies))`.
     """
     w = jnp.asarray(np.exp(np.linspace(0.0, math.log(1024.0), frequencies).astype(np.float32)))
 
-    def angles(size: int) -> Array:
+    def angles(size: Dim) -> Array:
         product = jax.lax.optimization_barrier(pixel_centres(size)[:, None] * w[None])
         return product * np.float32(math.pi)
 

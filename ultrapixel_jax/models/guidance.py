@@ -27,7 +27,7 @@ from ultrapixel_jax.models.layers import (
     gelu,
     layer_norm,
 )
-from ultrapixel_jax.models.resize import resize_bilinear, resize_nearest
+from ultrapixel_jax.models.resize import Size, resize_bilinear, resize_nearest
 from ultrapixel_jax.models.stage_c import PLACES
 
 FREQUENCIES = 64
@@ -77,7 +77,7 @@ class ImplicitUpsampler(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, g: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b H W c"]:
+    def __call__(self, g: Float[Array, "b h w c"], size: Size) -> Float[Array, "b H W c"]:
         """Guidance map `g`, with at most 1024 pixels, at `size`."""
         c, dtype = self.config, self.param_dtype
         b, h, w, _ = g.shape
@@ -122,7 +122,7 @@ class BilinearConv(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, g: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b H W c"]:
+    def __call__(self, g: Float[Array, "b h w c"], size: Size) -> Float[Array, "b H W c"]:
         """Guidance map `g` at `size`."""
         conv = Conv(self.config.channels, param_dtype=self.param_dtype, name="conv")
         return conv(resize_bilinear(g, size))
@@ -190,11 +190,11 @@ class GuidanceNetwork(nn.Module):
         if c.scale_aware_norm:
             self.hr_norm = ScaleAwareNorm(c.channels, dtype)
 
-    def upsample(self, g: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b H W c"]:
+    def upsample(self, g: Float[Array, "b h w c"], size: Size) -> Float[Array, "b H W c"]:
         """Guidance at the HR size (steps 1 to 5)."""
         return self.upsampler(g, size)
 
-    def prepare(self, g: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b H W f"]:
+    def prepare(self, g: Float[Array, "b h w c"], size: Size) -> Float[Array, "b H W f"]:
         """All that depends on the guidance and the size alone: u's half of step 6."""
         return self.fuse_in.constant(self.upsample(g, size))
 
@@ -230,7 +230,7 @@ class Guidance(nn.Module):
             setattr(self, place, GuidanceNetwork(self.config, self.param_dtype))
 
     def prepare(
-        self, features: dict[str, Float[Array, "b h w c"]], size: tuple[int, int]
+        self, features: dict[str, Float[Array, "b h w c"]], size: Size
     ) -> dict[str, Float[Array, "b H W f"]]:
         """`GuidanceNetwork.prepare` at every place, from the LR pass's features."""
         return {place: getattr(self, place).prepare(features[place], size) for place in PLACES}

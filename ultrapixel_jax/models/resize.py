@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+Dim = Any
+"""A side of a map: an int, or a symbol under `jax.export`."""
+Size = tuple[Dim, Dim]
+"""Height and width."""
 
-def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+
+def resize_bilinear(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b h2 w2 c"]:
     """Bilinear with aligned corners: the first and last pixels of both maps coincide."""
     for axis, target in ((1, size[0]), (2, size[1])):
         if x.shape[axis] != target:
@@ -14,7 +21,7 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[
     return x
 
 
-def _lerp(x: Array, axis: int, target: int) -> Array:
+def _lerp(x: Array, axis: int, target: Dim) -> Array:
     source = x.shape[axis]
     last = jnp.asarray(source - 1, jnp.float32)
     steps = jnp.maximum(jnp.asarray(target - 1, jnp.float32), 1.0)
@@ -28,7 +35,7 @@ def _lerp(x: Array, axis: int, target: int) -> Array:
     return (a * (1.0 - weight) + b * weight).astype(x.dtype)
 
 
-def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+def resize_nearest(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b h2 w2 c"]:
     """Nearest neighbour: `min(floor(float32(i)·float32(h/H)), h − 1)`, torch's rule.
 
     In exact arithmetic a few sizes would pick another source pixel.
