@@ -43,11 +43,11 @@ def shared_decoder():
     return decoder()()
 
 
-SIDES = st.sampled_from([1, 7, 18])  # few, as every new shape compiles a program
+SIDES = st.sampled_from([1, 9, 18])  # few, as every new shape compiles a program
 
 
 @settings(max_examples=15, deadline=None)
-@given(SIDES, SIDES, st.sampled_from([1, 5, 8]), st.data())
+@given(SIDES, SIDES, st.sampled_from([5, 8]), st.data())
 def test_tiled_equals_whole_image(h, w, tile, data):
     decode, z = shared_decoder(), latent(h, w)
     whole = np.asarray(decode(z))

@@ -192,7 +192,7 @@ def restore(
     broken = f"component {name} in {directory} cannot be read; convert it again"
     # Orbax reports damage as ValueError, FileNotFoundError, KeyError, ... and a device that is full as
     # XlaRuntimeError, a RuntimeError: only the former are the directory's fault.
-    damage = (ValueError, OSError, KeyError, TypeError)
+    damage = (ValueError, OSError, KeyError, TypeError, AttributeError)
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             stored = _flatten(checkpointer.metadata(directory / name).item_metadata.tree)  # type: ignore[union-attr]
@@ -202,9 +202,9 @@ def restore(
     if like is not None:
         _check_like(f"component {name} in {directory}", structs, _flatten(like))
     args = _unflatten({path: _restore_args(path, s, dtype, shardings) for path, s in structs.items()})
-    # Orbax's bound on host memory under way; it waits for ever for an array that is larger.
-    largest = max(math.prod(s.shape) for s in structs.values()) * 8
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(1, math.ceil(largest / 1e9)))
+    # Bounds the host memory under way; it has to be more than the largest array, or Orbax refuses that one.
+    largest = max((math.prod(s.shape) for s in structs.values()), default=0) * 8
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1 + largest // 10**9)
     try:
         with ocp.Checkpointer(handler) as checkpointer:
             return checkpointer.restore(directory / name, args=ocp.args.PyTreeRestore(restore_args=args))

@@ -20,12 +20,10 @@ def attention(
     q: Float[Array, "b n k d"], k: Float[Array, "b m k d"], v: Float[Array, "b m k d"]
 ) -> Float[Array, "b n k d"]:
     """`softmax(q·kᵀ/√d)·v` for every head, in the dtype of `q`."""
-    accelerated = _cudnn if q.dtype == jnp.bfloat16 else _by_queries
-    return jax.lax.platform_dependent(q, k, v, cpu=_by_heads, cuda=accelerated, default=_by_queries)
-
-
-def _cudnn(q: Array, k: Array, v: Array) -> Array:
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    if q.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
+        # Tracing this kernel already asks for cuDNN, so that it cannot be one of the branches below.
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return jax.lax.platform_dependent(q, k, v, cpu=_by_heads, default=_by_queries)
 
 
 def _by_heads(q: Array, k: Array, v: Array) -> Array:
