@@ -38,9 +38,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--component", action="append", default=[], metavar="NAME",
                    help="only this component; may be repeated")  # fmt: skip
     p.add_argument("--config", type=Path, metavar="FILE",
-                   help="configuration of models that are not released ones, such as configs/tiny.py")  # fmt: skip
+                   help="configuration of models that were not released")  # fmt: skip
     p.add_argument("--dtype", default=None, metavar="NAME",
-                   help="store weights as float32 or bfloat16; without it every tensor keeps its own")  # fmt: skip
+                   help="store as float32 or bfloat16; without it every tensor keeps its own")  # fmt: skip
     p.add_argument("--tokenizer", type=Path, metavar="DIR",
                    help="CLIP's tokenizer, where it does not lie in a source directory")  # fmt: skip
     return p

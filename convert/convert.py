@@ -71,15 +71,14 @@ def convert(
             parameters = _add(writer, name, file, found, dtype)
             dtypes = ",".join(sorted({str(d) for _, d in file.specs.values() if d.kind not in "iub"}))
             label = f"{name} ({found.format.layout})"
-            print(row(file.path.name, label, found.variant, len(file.specs), f"{parameters:,}", dtypes), flush=True)
+            cells = (file.path.name, label, found.variant, len(file.specs), f"{parameters:,}", dtypes)
+            print(row(*cells), flush=True)
         if "clip_text" in chosen:
             _add_tokenizer(writer, tokenizer, sources)
     print(f"written: {output}")
 
 
-def _add(
-    writer: CheckpointWriter, name: str, file: TensorFile, found: Recognised, dtype: str | None
-) -> int:
+def _add(writer: CheckpointWriter, name: str, file: TensorFile, found: Recognised, dtype: str | None) -> int:
     """Convert one component; its tensors are read one at a time and freed on return."""
 
     def read(key: str) -> np.ndarray:

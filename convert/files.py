@@ -122,9 +122,7 @@ def open_file(path: Path, required: bool = True) -> TensorFile | None:
             return None
         digest = _verify_sidecar(path)
         archive = TorchZip(path)
-        return TensorFile(
-            path, "torch zip", archive.specs, (path,), archive.skipped, digest, archive.read
-        )
+        return TensorFile(path, "torch zip", archive.specs, (path,), archive.skipped, digest, archive.read)
     if head[8:9] == b"{":
         digest = _verify_sidecar(path)
         specs, reader = _open_safetensors(path)

@@ -87,7 +87,7 @@ class Format:
     rename: Rename = _same
     ignore: str = r"(?!)"
     """Pattern of keys that belong to something else in the same file."""
-    accepts: Callable[[Any], bool] = lambda config: True  # noqa: E731
+    accepts: Callable[[Any], bool] = lambda config: True
     """Whether a configuration can be in this format."""
 
 
@@ -148,9 +148,7 @@ class Recognised:
 def formats_of(keys: Iterable[str]) -> list[Format]:
     """The formats whose telling tensors are all among `keys`."""
     keys = list(keys)
-    return [
-        f for f in FORMATS if all(any(re.fullmatch(t, key) for key in keys) for t in f.telling)
-    ]
+    return [f for f in FORMATS if all(any(re.fullmatch(t, key) for key in keys) for t in f.telling)]
 
 
 def recognise(shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: str) -> list[Recognised]:
@@ -170,7 +168,7 @@ def recognise(shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: 
     found = formats_of(shapes)
     if not found:
         some = ", ".join(sorted(shapes)[:3])
-        raise UserError(f"{what} is no checkpoint that is known here: it holds {len(shapes)} tensors ({some}, …)")
+        raise UserError(f"{what} is no checkpoint known here: it holds {len(shapes)} tensors ({some}, …)")
     out, failures = [], []
     for fmt in found:
         try:
@@ -183,9 +181,7 @@ def recognise(shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: 
     return out
 
 
-def _fit(
-    fmt: Format, shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: str
-) -> Recognised:
+def _fit(fmt: Format, shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: str) -> Recognised:
     own = {key: shape for key, shape in shapes.items() if not re.match(fmt.ignore, key)}
     failures: list[TableError] = []
     for variant, config in candidates(fmt.component, known):

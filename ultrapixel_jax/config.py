@@ -16,9 +16,7 @@ from typing import Any, Literal
 from ultrapixel_jax.errors import UserError
 
 Upsampler = Literal["inr", "bilinear_conv"]
-ScheduleName = Literal[
-    "cosine", "cosine2", "linear", "rectified_flow", "sqrt", "edm", "stable_diffusion"
-]
+ScheduleName = Literal["cosine", "cosine2", "linear", "rectified_flow", "sqrt", "edm", "stable_diffusion"]
 SamplerName = Literal["ddpm", "ddim"]
 
 DTYPES = ("float32", "bfloat16")

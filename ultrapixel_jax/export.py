@@ -22,9 +22,7 @@ from ultrapixel_jax.models.guidance import POSITIONS, Guidance
 from ultrapixel_jax.models.stage_c import StageC
 
 for _kind in (Prompts, ScaleInputs, Table):  # a program that reads an artefact imports this module too
-    jax_export.register_namedtuple_serialization(
-        _kind, serialized_name=f"ultrapixel_jax.{_kind.__name__}"
-    )
+    jax_export.register_namedtuple_serialization(_kind, serialized_name=f"ultrapixel_jax.{_kind.__name__}")
 
 
 def export_sampler(
@@ -61,9 +59,7 @@ def export_sampler(
             return initial_noise(keys[stream], shape), lambda i: noise(keys[stream], i + 1, shape)
 
         (x_lr, fresh_lr), (x_hr, fresh_hr) = start(0, lr), start(1, hr)
-        return two_branch.sample(
-            model, prompts, x_lr, x_hr, scale, table, steps, capture, fresh_lr, fresh_hr
-        )
+        return two_branch.sample(model, prompts, x_lr, x_hr, scale, table, steps, capture, fresh_lr, fresh_hr)
 
     c = config.stage_c
     # An LR map has at most as many pixels as there are position embeddings.
@@ -71,7 +67,7 @@ def export_sampler(
         "h, w, H, W", constraints=("h >= 1", "w >= 1", "H >= 1", "W >= 1", f"h*w <= {POSITIONS}")
     )
 
-    def spec(*shape: Any, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    def spec(*shape: Any, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     scalar = spec(dtype=jnp.int32)

@@ -158,7 +158,10 @@ class Cascade:
         # The decoders run in float32 whatever the dtype: bfloat16 has fewer values than a byte in [0, 1].
         stage_a, previewer = StageA(config.stage_a), Previewer(config.previewer)
         self._decode = program(lambda v, z: stage_a.apply(v["stage_a"], z, method="decode"), [1])
-        self._preview = program(lambda v, z: to_uint8(previewer.apply(v["previewer"], z)), [1])
+        self._preview = program(
+            lambda v, z: to_uint8(previewer.apply(v["previewer"], z)),  # pyright: ignore[reportArgumentType]
+            [1],
+        )
 
     @classmethod
     def load(
@@ -321,16 +324,14 @@ class Cascade:
                 lambda s, a, b: self._b(self._variables, s, conditioning, passes, a, b),
             )  # fmt: skip
 
-    def _stage_a(
-        self, latent: Any, size: tuple[int, int], tile: int | None, decode_bytes: int
-    ) -> np.ndarray:
+    def _stage_a(self, latent: Any, size: tuple[int, int], tile: int | None, decode_bytes: int) -> np.ndarray:
         """Pixels, uint8."""
         config = self.config.stage_a
         halo = halo_for(config)
         if tile is None:
             whole = size[0] * size[1] <= UNTILED_PIXELS
             tile = tile_for_budget(decode_bytes, config, jnp.float32, latent.shape[0])
-            tile = max(tile, max(latent.shape[1:3])) if whole else tile
+            tile = max(tile, *latent.shape[1:3]) if whole else tile
         return decode_tiled(
             lambda z: self._decode(self._variables, z), latent, tile, halo, size=size, as_uint8=True
         )

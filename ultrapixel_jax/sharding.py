@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,7 +46,7 @@ ACTIVATION_AXES: Mapping[str, tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh with the given sizes of the axes data, fsdp and tensor; axes not named have size 1.
 
     Raises:

@@ -30,18 +30,18 @@ def adaptive_init() -> AdaptiveState:
     return AdaptiveState(jnp.ones(BUCKETS))
 
 
-def _bucket(logsnr: Float[Array, "b"]) -> Array:
+def _bucket(logsnr: Float[Array, " b"]) -> Array:
     edges = jnp.asarray(np.linspace(*LOGSNR_RANGE, BUCKETS - 1), jnp.float32)
     return jnp.searchsorted(edges, logsnr, side="left")
 
 
-def adaptive_weight(state: AdaptiveState, logsnr: Float[Array, "b"]) -> Float[Array, "b"]:
+def adaptive_weight(state: AdaptiveState, logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
     """`1/bucket_loss`, clipped to 1e-7 to 1e7, before this batch's update."""
     return jnp.clip(1 / state.losses[_bucket(logsnr)], *WEIGHT_RANGE)
 
 
 def adaptive_update(
-    state: AdaptiveState, logsnr: Float[Array, "b"], loss: Float[Array, "b"]
+    state: AdaptiveState, logsnr: Float[Array, " b"], loss: Float[Array, " b"]
 ) -> AdaptiveState:
     """`bucket ← 0.99·bucket + 0.01·loss` for the buckets that were hit.
 

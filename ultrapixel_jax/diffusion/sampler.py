@@ -7,7 +7,7 @@ and guidance weight are therefore run-time values: only new shapes compile.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,26 +18,30 @@ from ultrapixel_jax.config import MAX_STEPS, DiffusionConfig
 from ultrapixel_jax.diffusion import schedule
 
 Carry = TypeVar("Carry")
+Vector = Any
+"""`MAX_STEPS` float32 values, numpy or jax."""
+Scalar = Any
+"""One float32 value, numpy or jax."""
 
 
 class Table(NamedTuple):
     """Coefficients of every step, float32, padded to `MAX_STEPS` rows; numpy or jax."""
 
-    r: Float[Array, "n"] | np.ndarray
+    r: Vector
     """Noise level that the network is given."""
-    a: Float[Array, "n"] | np.ndarray
+    a: Vector
     """Scaling of x₀ before the step."""
-    b: Float[Array, "n"] | np.ndarray
+    b: Vector
     """Scaling of the noise before the step."""
-    a_next: Float[Array, "n"] | np.ndarray
+    a_next: Vector
     """Scaling of x₀ after the step."""
-    direction: Float[Array, "n"] | np.ndarray
+    direction: Vector
     """Factor of the predicted noise after the step: `sqrt(b'² − σ²)`."""
-    sigma: Float[Array, "n"] | np.ndarray
+    sigma: Vector
     """Factor of the fresh noise: `eta·(b'/b)·sqrt(1 − a²/a'²)`."""
-    cfg: Float[Array, ""] | np.ndarray
+    cfg: Scalar
     """Classifier-free guidance weight."""
-    rescale: Float[Array, ""] | np.ndarray
+    rescale: Scalar
     """Share of the guided noise that is rescaled."""
 
 
@@ -59,8 +63,16 @@ def make_table(config: DiffusionConfig) -> Table:
     def padded(values: np.ndarray) -> np.ndarray:
         return np.pad(values.astype(np.float32), (0, MAX_STEPS - config.steps), constant_values=1)
 
-    rows = (padded(v) for v in (r[:-1], a0, b0, a1, direction, sigma))
-    return Table(*rows, np.float32(config.cfg), np.float32(config.cfg_rescale))
+    return Table(
+        r=padded(r[:-1]),
+        a=padded(a0),
+        b=padded(b0),
+        a_next=padded(a1),
+        direction=padded(direction),
+        sigma=padded(sigma),
+        cfg=np.float32(config.cfg),
+        rescale=np.float32(config.cfg_rescale),
+    )
 
 
 def guidance_step(steps: int, timestep: float) -> int:

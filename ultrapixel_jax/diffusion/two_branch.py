@@ -7,6 +7,7 @@ the sampling is a run-time value. What does not depend on the step is computed b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ultrapixel_jax.diffusion.sampler import Table, run_steps
 from ultrapixel_jax.models.embeddings import sinusoidal
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.resize import Size
-from ultrapixel_jax.models.stage_c import PLACES, Conditioning, StageC, StageCOutput
+from ultrapixel_jax.models.stage_c import PLACES, Conditioning, Fuse, StageC, StageCOutput
 
 Features = dict[str, Float[Array, "_b _h _w _c"]]
 Fresh = Callable[[Array], Array]
@@ -51,7 +52,7 @@ class StageCModel(NamedTuple):
     stage_c: StageC
     variables: Mapping[str, Any]
     guidance: Guidance | None = None
-    guidance_variables: Mapping[str, Any] | None = None
+    guidance_variables: Any = None
     dtype: Any = jnp.float32
     """Compute dtype of the networks; the sampler's own state is float32."""
 
@@ -71,23 +72,23 @@ class StageCModel(NamedTuple):
     def denoise(
         self,
         x: Float[Array, "b h w c"],
-        r: Float[Array, "b"],
+        r: Float[Array, " b"],
         conditioning: Conditioning,
         prepared: Features | None = None,
         scale: ScaleInputs | None = None,
         **kwargs: Any,
     ) -> StageCOutput:
         """One pass of stage C, guided where `prepared` (for as many images as x) is given."""
-        fuse = None
-        if prepared and scale is not None:
+        fuse: Fuse | None = None
+        if self.guidance is not None and prepared and scale is not None:
+            apply = functools.partial(self.guidance.apply, self.guidance_variables, method="fuse")
             e_t, e_s = sinusoidal(r), sinusoidal(jnp.asarray(scale.scale, jnp.float32)[None])
+            weights = {place: scale.up_weight if place.startswith("up") else 1.0 for place in PLACES}
 
-            def fuse(place: str, y: Array) -> Array:
-                assert self.guidance is not None
-                weight = scale.up_weight if place.startswith("up") else 1.0
-                return self.guidance.apply(  # pyright: ignore
-                    self.guidance_variables, place, y, prepared[place], e_t, e_s, weight, method="fuse"
-                )
+            def fuse_at(place: str, y: Array) -> Any:
+                return apply(place, y, prepared[place], e_t, e_s, weights[place])
+
+            fuse = fuse_at
 
         return self.stage_c.apply(  # pyright: ignore
             self.variables, x.astype(self.dtype), r, conditioning, fuse=fuse, **kwargs
@@ -189,9 +190,7 @@ def sample(
     """Both passes whole, from initial noise to the LR and HR latents (§6, steps 1 and 2)."""
     conditioning = model.condition(prompts)
     if model.guidance is not None and model.guidance.config.timestep == "synchronized":
-        return synchronized_steps(
-            model, x_lr, x_hr, conditioning, scale, table, 0, steps, fresh_lr, fresh_hr
-        )
+        return synchronized_steps(model, x_lr, x_hr, conditioning, scale, table, 0, steps, fresh_lr, fresh_hr)
     x_lr, features = lr_steps(
         model, x_lr, empty_features(model, x_lr), conditioning, table, capture, 0, steps, fresh_lr
     )

@@ -193,10 +193,10 @@ class Level(nn.Module):
             for layer in self.layer:
                 if isinstance(layer, ResBlock):
                     if controls and res in controls and repeat == 0:
-                        x = x + resize_bilinear(controls[res], x.shape[1:3]).astype(x.dtype)
+                        x = x + resize_bilinear(controls[res], (x.shape[1], x.shape[2])).astype(x.dtype)
                     joins = res == 0 and skip is not None
                     if joins and skip is not None and x.shape[1:3] != skip.shape[1:3]:
-                        x = resize_bilinear(x, skip.shape[1:3])
+                        x = resize_bilinear(x, (skip.shape[1], skip.shape[2]))
                     x = layer(x, skip if joins else None, train=train)
                     res += 1
                 elif isinstance(layer, TimestepBlock):

@@ -26,7 +26,7 @@ def _frequencies(dim: int) -> np.ndarray:
     return np.exp(exponent.astype(np.float64)).astype(np.float32)
 
 
-def sinusoidal(r: Float[Array, "b"], dim: int = 64) -> Float[Array, "b dim"]:
+def sinusoidal(r: Float[Array, " b"], dim: int = 64) -> Float[Array, "b dim"]:
     """Embed `r` in [0, 1] as `[sin(10000·r·f), cos(10000·r·f)]`, in float32 (§2, time embedding)."""
     scaled = jax.lax.optimization_barrier(r.astype(jnp.float32) * np.float32(MAX_POSITIONS))
     angle = scaled[:, None] * jnp.asarray(_frequencies(dim))[None]
@@ -34,7 +34,7 @@ def sinusoidal(r: Float[Array, "b"], dim: int = 64) -> Float[Array, "b dim"]:
 
 
 def time_embedding(
-    r: Float[Array, "b"], conditions: dict[str, Float[Array, "b"] | None], dim: int = 64
+    r: Float[Array, " b"], conditions: dict[str, Float[Array, " b"] | None], dim: int = 64
 ) -> dict[str, Float[Array, "b dim"]]:
     """Embeddings of the noise level, under `r`, and of each further condition, under its name.
 
@@ -46,7 +46,7 @@ def time_embedding(
     return out
 
 
-def pixel_centres(size: Dim) -> Float[Array, "n"]:
+def pixel_centres(size: Dim) -> Float[Array, " n"]:
     """Coordinates in [−1, 1] of the centres of `size` pixels: `−1 + 2·(0.5 + i)/size`, float32."""
     i = jnp.arange(size, dtype=jnp.float32)
     return -1.0 + (2.0 * (0.5 + i)) / jnp.asarray(size, jnp.float32)

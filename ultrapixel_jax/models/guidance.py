@@ -89,7 +89,8 @@ class ImplicitUpsampler(nn.Module):
 
         # Steps 1 and 2: tokens of the guidance, then the learnable weight tokens, through one layer.
         x = Linear(c.inr_channels, param_dtype=dtype, name="input_layer")(g).reshape(b, h * w, -1)
-        x = Linear(c.inr_width, param_dtype=dtype, name="tokenizer")(x) + posemb[None, : h * w].astype(g.dtype)
+        x = Linear(c.inr_width, param_dtype=dtype, name="tokenizer")(x)
+        x = x + posemb[None, : h * w].astype(g.dtype)
         weights = jnp.broadcast_to(wtokens[None].astype(g.dtype), (b, *wtokens.shape))
         x = HyperTransformer(c, dtype, name="transformer")(jnp.concatenate([x, weights], axis=1))
         x = x[:, h * w :]
@@ -159,9 +160,7 @@ class ScaleAwareNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, y: Float[Array, "b H W c"], e_s: Float[Array, "1 e"]
-    ) -> Float[Array, "b H W c"]:
+    def __call__(self, y: Float[Array, "b H W c"], e_s: Float[Array, "1 e"]) -> Float[Array, "b H W c"]:
         """Modulate the normed map by the scale embedding `e_s`."""
         # The released files carry two 1×1 convolutions that nothing uses. They are kept outside
         # `params`, so that files round trip but nothing trains them.

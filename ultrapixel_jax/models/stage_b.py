@@ -79,9 +79,7 @@ class StageB(nn.Module):
         self.upscaler = [
             ConvTransposed(level.channels, param_dtype=dtype) for level in reversed(c.levels[:-1])
         ]
-        self.clf = Linear(
-            c.c_latent * c.patch_size**2, kernel_init=nn.initializers.zeros, param_dtype=dtype
-        )
+        self.clf = Linear(c.c_latent * c.patch_size**2, kernel_init=nn.initializers.zeros, param_dtype=dtype)
 
     def condition(
         self,
@@ -112,10 +110,10 @@ class StageB(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        r: Float[Array, "b"],
+        r: Float[Array, " b"],
         conditioning: StageBConditioning,
         *,
-        conditions: Mapping[str, Float[Array, "b"]] | None = None,
+        conditions: Mapping[str, Float[Array, " b"]] | None = None,
         train: bool = False,
     ) -> Float[Array, "b h w c"]:
         """Predict the noise in `x`, whose sides are even."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -46,9 +47,7 @@ class StageC(nn.Module):
         c, dtype = self.config, self.param_dtype
         scale = (1.0 / sum(level.down_blocks for level in c.levels)) ** 0.5
         self.clip_txt_mapper = Linear(c.c_cond, kernel_init=_small, param_dtype=dtype)
-        self.clip_txt_pooled_mapper = Linear(
-            c.clip_tokens * c.c_cond, kernel_init=_small, param_dtype=dtype
-        )
+        self.clip_txt_pooled_mapper = Linear(c.clip_tokens * c.c_cond, kernel_init=_small, param_dtype=dtype)
         self.clip_img_mapper = Linear(c.clip_tokens * c.c_cond, kernel_init=_small, param_dtype=dtype)
         init = nn.initializers.variance_scaling(0.02**2, "fan_avg", "uniform")
         self.embedding = Linear(c.levels[0].channels, kernel_init=init, param_dtype=dtype)
@@ -63,9 +62,7 @@ class StageC(nn.Module):
         # Entry i leads into level i + 1 on the way down, out of `up_i` on the way up.
         self.downscaler = [Linear(level.channels, param_dtype=dtype) for level in c.levels[1:]]
         self.upscaler = [Linear(level.channels, param_dtype=dtype) for level in reversed(c.levels[:-1])]
-        self.clf = Linear(
-            c.c_latent * c.patch_size**2, kernel_init=nn.initializers.zeros, param_dtype=dtype
-        )
+        self.clf = Linear(c.c_latent * c.patch_size**2, kernel_init=nn.initializers.zeros, param_dtype=dtype)
 
     def condition(
         self,
@@ -94,10 +91,10 @@ class StageC(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b h w c"],
-        r: Float[Array, "b"],
+        r: Float[Array, " b"],
         conditioning: Conditioning,
         *,
-        conditions: Mapping[str, Float[Array, "b"]] | None = None,
+        conditions: Mapping[str, Float[Array, " b"]] | None = None,
         controls: Mapping[int, Float[Array, "b h3 w3 c3"]] | None = None,
         fuse: Fuse | None = None,
         train: bool = False,
@@ -125,7 +122,7 @@ class StageC(nn.Module):
             first += level.blocks
             x, feature = level(
                 x, time, conditioning[place], skip=skip, controls=local, train=train,
-                fuse=None if fuse is None else lambda m: fuse(place, m),
+                fuse=None if fuse is None else functools.partial(fuse, place),
             )  # fmt: skip
             if feature is not None:
                 features[place] = feature
