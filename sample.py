@@ -270,8 +270,8 @@ class Progress:
         """Show that `done` of `total` steps of `stage` are done."""
         if stage != self._stage or done < self._steps.n:
             self._stage = stage
-            self._steps.reset(total)
             self._steps.set_description(stage, refresh=False)
+            self._steps.reset(total)
         self._steps.update(done - self._steps.n)
 
     def picture(self, path: Path) -> None:

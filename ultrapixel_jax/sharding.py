@@ -71,6 +71,8 @@ def parameter_spec(path: str, shape: tuple[int, ...]) -> PartitionSpec:
     Raises:
         KeyError: no rule knows it.
     """
+    if "/rest/" in path:  # stacked over the blocks of a level
+        return P(None, *parameter_spec(path.replace("/rest/", "/"), shape[1:]))
     for pattern, spec in PARAMETER_RULES:
         if re.fullmatch(pattern, f"{path}:{len(shape)}"):
             return spec

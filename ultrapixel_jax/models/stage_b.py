@@ -52,6 +52,8 @@ class StageB(nn.Module):
 
     config: StageBConfig
     param_dtype: Dtype = jnp.float32
+    scanned: bool = False
+    """Weights of each level's blocks stacked, and run in a rematerialised scan (`models.scan`)."""
 
     def setup(self) -> None:
         """Create the layers."""
@@ -66,11 +68,19 @@ class StageB(nn.Module):
         init = nn.initializers.variance_scaling(0.02**2, "fan_avg", "uniform")
         self.embedding = Linear(first, kernel_init=init, param_dtype=dtype)
         self.down = [
-            Level(level, level.down_blocks, level.down_repeats, c.timestep_conditions, scale, dtype)
+            Level(
+                level,
+                level.down_blocks,
+                level.down_repeats,
+                c.timestep_conditions,
+                scale,
+                dtype,
+                self.scanned,
+            )
             for level in c.levels
         ]
         self.up = [
-            Level(level, level.up_blocks, level.up_repeats, c.timestep_conditions, scale, dtype)
+            Level(level, level.up_blocks, level.up_repeats, c.timestep_conditions, scale, dtype, self.scanned)
             for level in reversed(c.levels)
         ]
         self.downscaler = [

@@ -41,6 +41,8 @@ class StageC(nn.Module):
 
     config: StageCConfig
     param_dtype: Dtype = jnp.float32
+    scanned: bool = False
+    """Weights of each level's blocks stacked, and run in a rematerialised scan (`models.scan`)."""
 
     def setup(self) -> None:
         """Create the layers; names are those of the released files where they have one."""
@@ -52,11 +54,19 @@ class StageC(nn.Module):
         init = nn.initializers.variance_scaling(0.02**2, "fan_avg", "uniform")
         self.embedding = Linear(c.levels[0].channels, kernel_init=init, param_dtype=dtype)
         self.down = [
-            Level(level, level.down_blocks, level.down_repeats, c.timestep_conditions, scale, dtype)
+            Level(
+                level,
+                level.down_blocks,
+                level.down_repeats,
+                c.timestep_conditions,
+                scale,
+                dtype,
+                self.scanned,
+            )
             for level in c.levels
         ]
         self.up = [
-            Level(level, level.up_blocks, level.up_repeats, c.timestep_conditions, scale, dtype)
+            Level(level, level.up_blocks, level.up_repeats, c.timestep_conditions, scale, dtype, self.scanned)
             for level in reversed(c.levels)
         ]
         # Entry i leads into level i + 1 on the way down, out of `up_i` on the way up.
