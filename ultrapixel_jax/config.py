@@ -168,6 +168,11 @@ class GuidanceConfig:
     def __post_init__(self) -> None:
         if self.timestep != "synchronized" and not 0.0 <= float(self.timestep) <= 1.0:
             raise UserError(f"guidance timestep {self.timestep} is outside [0, 1]")
+        if self.inr_heads * self.inr_head_dim != self.inr_width:
+            raise UserError(
+                f"inr_heads·inr_head_dim is {self.inr_heads * self.inr_head_dim} but inr_width is "
+                f"{self.inr_width}; there is no output projection, so make them equal"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,127 @@
+"""One step of DDPM and DDIM, guidance with rescaling, and noise that belongs to its picture."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ultrapixel_jax.config import MAX_STEPS, DiffusionConfig
+from ultrapixel_jax.diffusion.sampler import (
+    Table,
+    guidance_step,
+    guide,
+    image_keys,
+    initial_noise,
+    make_table,
+    noise,
+    run_steps,
+    step,
+)
+from ultrapixel_jax.diffusion.schedule import logsnr
+
+SHAPE = (5, 4, 3)
+
+
+def as_arrays(table: Table) -> Table:
+    return Table(*(jnp.asarray(v) for v in table))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_step_is_the_formula(eta):
+    config = DiffusionConfig(steps=7, eta=eta, shift=1.5)
+    table = as_arrays(make_table(config))
+    var = 1 / (1 + np.exp(-logsnr(np.linspace(1, 0, 8), "cosine", 1.5).astype(np.float64)))
+    rng = np.random.default_rng(0)
+    x, epsilon, fresh = (rng.standard_normal((2, *SHAPE)) for _ in range(3))
+    for i in range(7):
+        a, b = np.sqrt(var[i]), np.sqrt(1 - var[i])
+        a1, b1 = np.sqrt(var[i + 1]), np.sqrt(1 - var[i + 1])
+        x0 = (x - b * epsilon) / a
+        sigma = eta * np.sqrt(b1**2 / b**2) * np.sqrt(1 - a**2 / a1**2)
+        expected = a1 * x0 + np.sqrt(b1**2 - sigma**2) * epsilon + sigma * fresh
+        found, found_x0 = step(*(jnp.asarray(v, jnp.float32) for v in (x, epsilon)), table, jnp.int32(i),
+                               jnp.asarray(fresh, jnp.float32))  # fmt: skip
+        np.testing.assert_allclose(found_x0, x0, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-3)
+
+
+def test_ddim_reaches_x0_from_the_true_noise():
+    """With the noise that made x, every deterministic step stays on the way to x₀."""
+    x0 = jax.random.normal(jax.random.key(0), (1, *SHAPE))
+    epsilon = jax.random.normal(jax.random.key(1), (1, *SHAPE))
+    table = make_table(DiffusionConfig(steps=5, sampler="ddim", cfg=1.0, cfg_rescale=0.0))
+    x = table.a[0] * x0 + table.b[0] * epsilon
+
+    def denoise(x, r, i, carry):
+        return jnp.concatenate([epsilon, epsilon]), carry
+
+    out, _ = run_steps(denoise, x, (), table, 0, 5, lambda i: jnp.zeros_like(x))
+    a, b = np.sqrt(1 - 1e-4), np.sqrt(1e-4)
+    np.testing.assert_allclose(out, a * x0 + b * epsilon, atol=2e-4)
+
+
+def test_pieces_of_a_loop_and_run_time_settings():
+    x = jax.random.normal(jax.random.key(0), (1, *SHAPE))
+    keys = jnp.asarray(image_keys([3], 0))
+
+    @jax.jit
+    def run(x, table, start, stop):
+        def denoise(x, r, i, carry):
+            return jnp.sin(x) + r[:, None, None, None], carry + 1
+
+        return run_steps(denoise, x, jnp.int32(0), table, start, stop, lambda i: noise(keys, i + 1, SHAPE))
+
+    table = make_table(DiffusionConfig(steps=6))
+    whole, count = run(x, table, 0, 6)
+    first, _ = run(x, table, 0, 2)
+    second, _ = run(first, table, 2, 6)
+    np.testing.assert_array_equal(whole, second)
+    assert count == 6
+    for config in (
+        DiffusionConfig(steps=MAX_STEPS, cfg=9.0),
+        DiffusionConfig(steps=3, shift=3.0, sampler="ddim", schedule="linear", cfg_rescale=0.0),
+        DiffusionConfig(steps=1, eta=0.5, schedule="rectified_flow"),
+    ):
+        run(x, make_table(config), 0, config.steps)
+    assert run._cache_size() == 1
+
+
+def test_guidance_is_the_formula_for_each_image_alone():
+    rng = np.random.default_rng(0)
+    epsilon = rng.standard_normal((6, *SHAPE)) * np.arange(1, 7)[:, None, None, None]
+    cfg, rescale = jnp.float32(4.0), jnp.float32(0.7)
+    found = guide(jnp.asarray(epsilon, jnp.float32), cfg, rescale)
+    for i in range(3):
+        conditional, unconditional = epsilon[i], epsilon[3 + i]
+        guided = unconditional + 4 * (conditional - unconditional)
+        expected = 0.7 * guided * conditional.std(ddof=1) / (guided.std(ddof=1) + 1e-9) + 0.3 * guided
+        np.testing.assert_allclose(found[i], expected, rtol=2e-5, atol=1e-5)
+        alone = guide(jnp.asarray(epsilon[[i, 3 + i]], jnp.float32), cfg, rescale)
+        np.testing.assert_allclose(alone[0], found[i], rtol=1e-6, atol=1e-6)
+
+
+def test_noise_depends_on_seed_stream_and_step_only():
+    both = noise(jnp.asarray(image_keys([7, 8], 1)), 3, SHAPE)
+    turned = noise(jnp.asarray(image_keys([8, 7], 1)), 3, SHAPE)
+    np.testing.assert_array_equal(both, turned[::-1])
+    others = [
+        noise(jnp.asarray(image_keys([7], 0)), 3, SHAPE),
+        noise(jnp.asarray(image_keys([7], 1)), 4, SHAPE),
+        initial_noise(jnp.asarray(image_keys([7], 1)), SHAPE),
+    ]
+    for other in others:
+        assert not np.allclose(other[0], both[0])
+    large = noise(jnp.asarray(image_keys([2**32 - 1], 0)), 1, (64, 64, 16))
+    assert abs(float(large.mean())) < 0.02 and abs(float(large.std()) - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("steps", "timestep", "expected"),
+    [(20, 0.05, 19), (10, 0.05, 9), (40, 0.05, 38), (100, 0.05, 95), (1, 0.05, 0), (20, 0.5, 10)],
+)
+def test_guidance_comes_from_the_nearest_step(steps, timestep, expected):
+    assert guidance_step(steps, timestep) == expected
+    t = np.linspace(1, 0, steps + 1)[:-1]
+    assert abs(t[expected] - timestep) <= np.abs(t - timestep).min() + 1e-6

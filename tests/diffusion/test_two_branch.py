@@ -1,0 +1,109 @@
+"""The two-branch loop against its recording, noise for noise."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import recorded_models
+from tests.recordings import load, nhwc, relative_error
+from ultrapixel_jax.config import DiffusionConfig
+from ultrapixel_jax.diffusion import two_branch
+from ultrapixel_jax.diffusion.sampler import guidance_step, guide, make_table, step
+from ultrapixel_jax.diffusion.two_branch import Prompts
+
+STEPS = 4
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def run():
+    """The recording's two passes as functions, with what they share."""
+    recorded = recorded_models.stage_c("sample_two_branch")
+    t = recorded.tensors
+    table = make_table(DiffusionConfig(steps=STEPS))
+    # One unit in the last place of r shows as 5e-4, so the recorded one is fed.
+    r = np.array(table.r)
+    r[:STEPS] = load("diffusion")[0]["out.noise_cond.shift1"][[40, 30, 20, 10]]
+    np.testing.assert_allclose(r, table.r, atol=1e-6)
+    table = jax.tree.map(jnp.asarray, table._replace(r=r))
+    prompts = Prompts(
+        *(
+            jnp.concatenate([t[f"in.cond.{k}"], t[f"in.uncond.{k}"]])
+            for k in ("clip_text", "clip_text_pooled", "clip_img")
+        )
+    )
+    prompts = prompts._replace(pooled=prompts.pooled[:, 0], image=prompts.image[:, 0])
+    fresh = {
+        k: jnp.stack([jnp.asarray(nhwc(t[f"in.noise_{k}.{i}"])) for i in range(STEPS)]) for k in ("lr", "hr")
+    }
+    starts = {k: jnp.asarray(nhwc(t[f"in.init_{k}"])) for k in ("lr", "hr")}
+    return recorded.model, recorded, table, prompts, fresh, starts
+
+
+def test_recording(run):
+    model, recorded, table, prompts, fresh, starts = run
+    size = starts["hr"].shape[1:3]
+    scale = recorded_models.scale_inputs(size)
+    assert guidance_step(STEPS, 0.05) == STEPS - 1
+
+    @jax.jit
+    def low(x):
+        c = model.condition(prompts)
+        return two_branch.lr_steps(
+            model, x, two_branch.empty_features(model, x), c, table, STEPS - 1, 0, STEPS,
+            lambda i: fresh["lr"][i],
+        )  # fmt: skip
+
+    x_lr, features = low(starts["lr"])
+    assert relative_error(x_lr, recorded.nhwc("out.x_lr")) < TOLERANCE
+
+    @jax.jit
+    def high(x, features, start, stop):
+        prepared = model.prepare(features, size)
+        return two_branch.hr_steps(
+            model, x, model.condition(prompts), prepared, scale, table, start, stop, lambda i: fresh["hr"][i]
+        )
+
+    x = starts["hr"]
+    for i in range(STEPS):
+        before, x = x, high(x, features, i, i + 1)
+        assert relative_error(x, recorded.nhwc(f"out.x.{i}")) < TOLERANCE, i
+    assert high._cache_size() == 1
+
+    @jax.jit
+    def last_x0(x, features):
+        prepared = jax.tree.map(lambda g: jnp.concatenate([g, g]), model.prepare(features, size))
+        r = jnp.full((2,), table.r[STEPS - 1])
+        out = model.denoise(jnp.concatenate([x, x]), r, model.condition(prompts), prepared, scale)
+        epsilon = guide(out.epsilon, table.cfg, table.rescale)
+        return step(x, epsilon, table, jnp.int32(STEPS - 1), jnp.zeros_like(x))[1]
+
+    assert relative_error(last_x0(before, features), recorded.nhwc("out.x0_last")) < TOLERANCE
+
+
+def test_whole_sampler_and_the_synchronized_one(run):
+    model, recorded, table, prompts, fresh, starts = run
+    scale = recorded_models.scale_inputs(starts["hr"].shape[1:3])
+
+    def sample(model):
+        return jax.jit(
+            lambda lr, hr: two_branch.sample(
+                model, prompts, lr, hr, scale, table, STEPS, STEPS - 1,
+                lambda i: fresh["lr"][i], lambda i: fresh["hr"][i],
+            )
+        )(starts["lr"], starts["hr"])  # fmt: skip
+
+    x_lr, x_hr = sample(model)
+    assert relative_error(x_lr, recorded.nhwc("out.x_lr")) < TOLERANCE
+    assert relative_error(x_hr, recorded.nhwc(f"out.x.{STEPS - 1}")) < TOLERANCE
+
+    import dataclasses
+
+    config = dataclasses.replace(model.guidance.config, timestep="synchronized")
+    both = sample(model._replace(guidance=type(model.guidance)(config)))
+    # The LR pass is the same; the HR pass has seen other guidance.
+    assert relative_error(both[0], x_lr) < TOLERANCE
+    assert relative_error(both[1], x_hr) > 0.01

@@ -1,0 +1,222 @@
+"""Stage C and its guidance against the recordings, and against plainly written formulas."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import recorded_models
+from tests.recordings import nhwc, relative_error
+from tests.released import state_dict
+from ultrapixel_jax import components
+from ultrapixel_jax.config import LoraConfig
+from ultrapixel_jax.models import lora
+from ultrapixel_jax.models.embeddings import sinusoidal
+from ultrapixel_jax.models.guidance import Guidance
+from ultrapixel_jax.models.stage_c import PLACES, StageC
+from ultrapixel_jax.named_weights import tensor
+from ultrapixel_jax.placeholder import config as tiny
+
+TOLERANCE = 1e-4
+
+
+def conditioning(recorded):
+    t = recorded.tensors
+    inputs = (t["in.clip_text"], t["in.clip_text_pooled"][:, 0], t["in.clip_img"][:, 0])
+    return jax.jit(lambda *a: recorded.model.stage_c.apply(recorded.model.variables, *a, method="condition"))(
+        *inputs
+    )
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return recorded_models.stage_c("stage_c")
+
+
+@pytest.fixture(scope="module")
+def plain(recorded):
+    run = jax.jit(lambda x, r, c, **k: recorded.model.denoise(x, r, c, **k))
+    return run(recorded.nhwc("in.x_lr"), recorded.tensors["in.r"], conditioning(recorded))
+
+
+def test_plain_pass(recorded, plain):
+    assert relative_error(plain.epsilon, recorded.nhwc("out.plain")) < TOLERANCE
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_guidance_maps(recorded, plain, place):
+    expected = recorded.nhwc(f"out.guidance_{place.replace('_', '.')}")
+    assert relative_error(plain.features[place], expected) < TOLERANCE
+
+
+def test_sca_and_crp(recorded):
+    t = recorded.tensors
+    values = {"sca": t["in.sca"], "crp": t["in.crp"]}
+    run = jax.jit(lambda x, r, c, v: recorded.model.denoise(x, r, c, conditions=v).epsilon)
+    found = run(recorded.nhwc("in.x_lr"), t["in.r"], conditioning(recorded), values)
+    assert relative_error(found, recorded.nhwc("out.sca_crp")) < TOLERANCE
+
+
+def guided(recorded, features, x, r, scale):
+    model = recorded.model
+
+    @jax.jit
+    def run(features, x, r, c, scale):
+        prepared = model.prepare(features, (x.shape[1], x.shape[2]))
+        return model.denoise(x, r, c, prepared, scale).epsilon
+
+    return run(features, x, r, conditioning(recorded), scale)
+
+
+@pytest.mark.parametrize("i", [0, 1])
+@pytest.mark.parametrize(("kind", "up_weight"), [("hr_train", 1.0), ("hr_eval", None)])
+def test_guided_pass(recorded, plain, i, kind, up_weight):
+    x = recorded.nhwc(f"in.x_hr.{i}")
+    scale = recorded_models.scale_inputs(x.shape[1:3], up_weight)
+    found = guided(recorded, plain.features, x, recorded.tensors["in.r_hr"], scale)
+    assert relative_error(found, recorded.nhwc(f"out.{kind}.{i}")) < TOLERANCE
+
+
+@pytest.mark.parametrize(("i", "weight"), [(0, 0.3), (1, 0.5), (2, 0.7)])
+def test_guide_weights_on_both_sides_of_72_and_96_squared(i, weight):
+    recorded = recorded_models.stage_c("stage_c_guide_weight")
+    r = recorded.tensors["in.r"]
+    features = jax.jit(lambda *a: recorded.model.denoise(*a).features)(
+        recorded.nhwc("in.x_lr"), r, conditioning(recorded)
+    )
+    x = recorded.nhwc(f"in.x_hr.{i}")
+    scale = recorded_models.scale_inputs(x.shape[1:3])
+    assert float(scale.up_weight) == np.float32(weight)
+    found = guided(recorded, features, x, r, scale)
+    assert relative_error(found, recorded.nhwc(f"out.hr_eval.{i}")) < TOLERANCE
+
+
+def test_controlnet_maps():
+    recorded = recorded_models.stage_c("stage_c_controlnet")
+    maps = {slot: recorded.nhwc(f"in.cnet.{slot}") for slot in recorded.meta["slots"]}
+    r = recorded.tensors["in.r"]
+    run = jax.jit(lambda x, r, c, m: recorded.model.denoise(x, r, c, controls=m).epsilon)
+    found = run(recorded.nhwc("in.x_lr"), r, conditioning(recorded), maps)
+    assert relative_error(found, recorded.nhwc("out.plain")) < TOLERANCE
+    without = run(recorded.nhwc("in.x_lr"), r, conditioning(recorded), {})
+    assert relative_error(without, recorded.nhwc("out.plain")) > 100 * TOLERANCE
+
+
+def test_lora():
+    recorded = recorded_models.stage_c("stage_c_lora")
+    model = recorded.model
+    config = LoraConfig(model.stage_c.config, rank=recorded.meta["rank"])
+    file = state_dict("lora", config)
+    # The file's numbers stand for the modules that the recording names.
+    order = recorded.meta["order"]
+    for i, name in enumerate(order):
+        out = 3 if "in_proj" in name else 1
+        assert file[f"module.{i}.lora_up"].shape == (out * 64, 4), name
+        np.testing.assert_array_equal(
+            file[f"module.{i}.lora_up"], tensor(f"module.{i}.lora_up", (out * 64, 4))
+        )
+    file[f"module.{len(order)}.indices"] = np.zeros(1, np.int64)
+    changes = recorded_models.import_component("lora", config, file)
+    x, r, c = recorded.nhwc("in.x"), recorded.tensors["in.r"], conditioning(recorded)
+    run = jax.jit(lambda v, x, r, c: model._replace(variables=v).denoise(x, r, c).epsilon)
+    assert relative_error(run(model.variables, x, r, c), recorded.nhwc("out.base")) < TOLERANCE
+    merged = lora.merge(model.variables, changes)
+    again = recorded._replace(model=model._replace(variables=merged))
+    assert relative_error(run(merged, x, r, conditioning(again)), recorded.nhwc("out.lora")) < TOLERANCE
+    untouched = lora.merge(model.variables, lora.init(jax.random.key(0), config))
+    jax.tree.map(np.testing.assert_array_equal, untouched, dict(model.variables))
+
+
+def test_prepared_guidance_equals_the_formula_written_out(recorded, plain):
+    """§4, steps 6 to 10, without splitting the first linear layer."""
+    x = recorded.nhwc("in.x_hr.0")
+    size = x.shape[1:3]
+    model, place = recorded.model, "up_0"
+    net = recorded.model.guidance_variables["params"][place]
+    features = jax.random.normal(jax.random.key(1), (2, *size, 64))
+    e_t = sinusoidal(jnp.asarray(recorded.tensors["in.r_hr"]))
+    s = math.sqrt(math.log(size[0] * size[1]) / math.log(24 * 24))
+    e_s = sinusoidal(jnp.array([s], jnp.float32))
+
+    def linear(p, y):
+        return np.asarray(y, np.float64) @ np.asarray(p["kernel"], np.float64) + np.asarray(p["bias"])
+
+    def halves(p, e):
+        a, b = np.split(linear(p, e)[:, None, None], 2, axis=-1)
+        return a, b
+
+    u = model.guidance.apply(
+        model.guidance_variables, plain.features[place], size,
+        method=lambda m, g, size: m.up_0.upsample(g, size),
+    )  # fmt: skip
+    y = linear(net["fuse_in"], np.concatenate([u, features], -1))
+    y = linear(net["fuse_out"], y * 0.5 * (1 + np.vectorize(math.erf)(y / math.sqrt(2))))
+    a, b = halves(net["mapp_t"], e_t)
+    y = y * (1 + a) + b
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
+    a, b = halves(net["hr_norm"]["mapper"], e_s)
+    expected = np.asarray(features) + 0.3 * (y * (1 + a) + b + y)
+
+    prepared = model.prepare(plain.features, size)
+    found = model.guidance.apply(
+        model.guidance_variables, place, features, prepared[place], e_t, e_s, 0.3, method="fuse"
+    )
+    assert relative_error(found, expected) < TOLERANCE
+
+
+def test_ablations_change_the_parameters():
+    def paths(**changes):
+        g = dataclasses.replace(tiny.guidance, **changes)
+        variables = components.abstract("guidance", g)
+        assert set(variables["params"]) == set(PLACES)
+        return {jax.tree_util.keystr(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(variables)}
+
+    full = paths()
+    bilinear = paths(upsampler="bilinear_conv")
+    assert any("'conv'" in p for p in bilinear) and not any("wtokens" in p for p in bilinear)
+    without = paths(scale_aware_norm=False)
+    assert not any("hr_norm" in p for p in without)
+    assert set(without) == {p for p in full if "hr_norm" not in p}
+    narrow = paths(inr_channels=16, inr_width=16, inr_heads=2)
+    assert set(narrow) == set(full) and narrow != full
+
+
+def test_switch_level_halves_the_inner_map():
+    c = dataclasses.replace(tiny.stage_c, switch_level=True)
+    module = StageC(c)
+    variables = components.abstract("stage_c", c)
+
+    def run(v):
+        inputs = (jnp.zeros((1, 3, 48)), jnp.zeros((1, 48)), jnp.zeros((1, 40)))
+        conditioning = module.apply(v, *inputs, method="condition")
+        return module.apply(v, jnp.zeros((1, 8, 12, 16)), jnp.zeros(1), conditioning)
+
+    out = jax.eval_shape(run, variables)
+    assert out.epsilon.shape == (1, 8, 12, 16)
+    assert [out.features[p].shape[1:3] for p in PLACES] == [(8, 12), (4, 6), (4, 6), (8, 12)]
+
+
+def test_bfloat16_stays_close_to_float32(recorded, plain):
+    model = recorded.model
+    half = model._replace(
+        stage_c=StageC(model.stage_c.config, jnp.bfloat16),
+        guidance=Guidance(model.guidance.config, jnp.bfloat16),
+        variables=jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.variables),
+        guidance_variables=jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.guidance_variables),
+        dtype=jnp.bfloat16,
+    )
+    c = jax.tree.map(lambda x: x.astype(jnp.bfloat16), conditioning(recorded))
+    out = half.denoise(recorded.nhwc("in.x_lr"), jnp.asarray(recorded.tensors["in.r"]), c)
+    assert out.epsilon.dtype == jnp.bfloat16
+    assert relative_error(out.epsilon, nhwc(recorded.tensors["out.plain"])) < 0.05
+    x = recorded.nhwc("in.x_hr.0")
+    scale = recorded_models.scale_inputs(x.shape[1:3], 1.0)
+    prepared = half.prepare(out.features, x.shape[1:3])
+    guided = half.denoise(x, jnp.asarray(recorded.tensors["in.r_hr"]), c, prepared, scale)
+    assert guided.epsilon.dtype == jnp.bfloat16
+    assert relative_error(guided.epsilon, recorded.nhwc("out.hr_train.0")) < 0.05
