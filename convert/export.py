@@ -13,6 +13,7 @@ import numpy as np
 from convert.apply import Step, export_specs, flatten, plan_export
 from convert.files import write_safetensors
 from convert.formats import FORMATS, Format, file_keys
+from ultrapixel_jax import components
 from ultrapixel_jax.checkpoint import read_manifest, restore
 from ultrapixel_jax.components import CONFIGS
 from ultrapixel_jax.config import from_dict
@@ -56,6 +57,15 @@ def released_format(component: str, config: Any) -> Format:
         f for f in FORMATS
         if f.component == component and f.layout != "diffusers" and f.accepts(config)
     )  # fmt: skip
+
+
+def released_shapes(fmt: Format, config: Any, first: int = FULL_MODEL_FIRST) -> dict[str, tuple[int, ...]]:
+    """Key and shape of every parameter of a file in format `fmt`; counters and the like are not there."""
+    flat = flatten(components.abstract(fmt.component, config))
+    steps = plan_export(fmt.rows, {p: s.shape for p, s in flat.items()}, fmt.component)
+    specs = export_specs(steps, flat)
+    keys = file_keys(fmt, config, list(specs), first)
+    return {keys[k]: shape for k, (shape, _) in specs.items()}
 
 
 def export_component(checkpoint: Path, name: str, info: ComponentInfo, path: Path) -> None:

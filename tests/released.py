@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.apply import export_specs, flatten, plan_export
-from convert.export import released_format
+from convert.export import released_format, released_shapes
 from convert.files import write_safetensors
-from convert.formats import FORMATS, file_keys
-from ultrapixel_jax import components, named_weights
+from convert.formats import FORMATS
+from ultrapixel_jax import named_weights
 from ultrapixel_jax.config import CascadeConfig
 from ultrapixel_jax.tokenizer import BYTE_TOKENIZER
 
@@ -22,11 +21,8 @@ def state_dict(component: str, config, layout: str | None = None, first: int = 6
     fmt = released_format(component, config)
     if layout is not None:
         fmt = next(f for f in FORMATS if f.component == component and f.layout == layout)
-    flat = flatten(components.abstract(component, config))
-    steps = plan_export(fmt.rows, {p: s.shape for p, s in flat.items()}, component)
-    specs = export_specs(steps, flat)
-    keys = file_keys(fmt, config, list(specs), first)
-    return {keys[k]: named_weights.tensor(keys[k], shape) for k, (shape, _) in specs.items()}
+    shapes = released_shapes(fmt, config, first)
+    return {key: named_weights.tensor(key, shape) for key, shape in shapes.items()}
 
 
 def write(path: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -86,7 +86,7 @@ def test_guided_pass(recorded, plain, i, kind, up_weight):
 def test_guide_weights_on_both_sides_of_72_and_96_squared(i, weight):
     recorded = recorded_models.stage_c("stage_c_guide_weight")
     r = recorded.tensors["in.r"]
-    features = jax.jit(lambda *a: recorded.model.denoise(*a).features)(
+    features = jax.jit(lambda x, r, c: recorded.model.denoise(x, r, c).features)(
         recorded.nhwc("in.x_lr"), r, conditioning(recorded)
     )
     x = recorded.nhwc(f"in.x_hr.{i}")

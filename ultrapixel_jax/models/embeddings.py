@@ -49,7 +49,10 @@ def time_embedding(
 def pixel_centres(size: Dim) -> Float[Array, " n"]:
     """Coordinates in [−1, 1] of the centres of `size` pixels: `−1 + 2·(0.5 + i)/size`, float32."""
     i = jnp.arange(size, dtype=jnp.float32)
-    return -1.0 + (2.0 * (0.5 + i)) / jnp.asarray(size, jnp.float32)
+    # XLA would turn the division by one number into a product with its reciprocal, which rounds
+    # differently: 1e-4 in the features of the highest frequency.
+    divisor = jax.lax.optimization_barrier(jnp.full_like(i, size))
+    return -1.0 + (2.0 * (0.5 + i)) / divisor
 
 
 def fourier_features(height: Dim, width: Dim, frequencies: int = 64) -> Float[Array, "n f"]:

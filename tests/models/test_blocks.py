@@ -1,0 +1,163 @@
+"""The parts of the blocks against plain formulas and against torch."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.recordings import relative_error
+from ultrapixel_jax.models import attention as attn
+from ultrapixel_jax.models.blocks import GlobalResponseNorm
+from ultrapixel_jax.models.embeddings import fourier_features, sinusoidal
+from ultrapixel_jax.models.layers import depthwise, pixel_shuffle, pixel_unshuffle
+from ultrapixel_jax.models.resize import resize_bilinear, resize_nearest
+
+SIDES = st.integers(1, 40)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def plain_attention(q, k, v):
+    logits = jnp.einsum("bnkd,bmkd->bknm", q, k) / math.sqrt(q.shape[-1])
+    return jnp.einsum("bknm,bmkd->bnkd", jax.nn.softmax(logits, -1), v)
+
+
+# Whole, and in chunks that do not divide the queries evenly.
+@pytest.mark.parametrize("queries", [9, 2 * attn.QUERY_CHUNK + 7])
+@pytest.mark.parametrize("path", [attn.attention, attn._by_heads, attn._by_queries])
+def test_attention_forward_and_gradient(path, queries):
+    q, k, v = normal(2, queries, 2, 8), normal(2, 13, 2, 8, seed=1), normal(2, 13, 2, 8, seed=2)
+
+    def loss(path, *args):
+        return jnp.sum(jnp.sin(path(*args)))
+
+    expected = plain_attention(*map(jnp.asarray, (q, k, v)))
+    assert relative_error(jax.jit(path)(q, k, v), expected) < 1e-5
+    grads = jax.jit(jax.grad(lambda *a: loss(path, *a), (0, 1, 2)))(q, k, v)
+    for found, wanted in zip(grads, jax.grad(lambda *a: loss(plain_attention, *a), (0, 1, 2))(q, k, v)):
+        assert relative_error(found, wanted) < 1e-4
+    half = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
+    out = jax.jit(path)(*half)
+    assert out.dtype == jnp.bfloat16 and relative_error(out, expected) < 0.03
+
+
+def test_attention_of_large_logits_stays_finite():
+    q = jnp.full((1, 3, 1, 8), 100.0)
+    out = attn.attention(q, q, jnp.ones((1, 3, 1, 8)))
+    np.testing.assert_allclose(out, 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("path", [attn._by_heads, attn._by_queries])
+def test_attention_memory_is_linear_in_tokens(path):
+    def temporaries(tokens: int, heads: int = 32) -> int:
+        q = jax.ShapeDtypeStruct((1, tokens, heads, 64), jnp.float32)
+        kv = jax.ShapeDtypeStruct((1, tokens + 85, heads, 64), jnp.float32)
+        return jax.jit(path).lower(q, kv, kv).compile().memory_analysis().temp_size_in_bytes
+
+    if path is attn._by_heads:
+        assert temporaries(9216) < 1e9
+    # Four times the tokens: a full matrix of logits would take sixteen times the memory.
+    assert temporaries(9216, 2) < 5 * temporaries(2304 * 2, 2)
+
+
+@pytest.mark.parametrize("padding", ["zero", "edge"])
+def test_depthwise_against_the_grouped_convolution(padding):
+    x, kernel, bias = normal(2, 6, 5, 7), normal(3, 3, 7, seed=1), normal(7, seed=2)
+    mode = "edge" if padding == "edge" else "constant"
+    padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], mode=mode)
+    expected = jax.lax.conv_general_dilated(
+        padded, jnp.asarray(kernel[:, :, None]), (1, 1), "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=7,
+    ) + jnp.asarray(bias)[None, None, None]  # fmt: skip
+    found = depthwise(*map(jnp.asarray, (x, kernel, bias)), padding)
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_global_response_norm_formula():
+    x, gamma, beta = normal(2, 4, 5, 6), normal(6, seed=1), normal(6, seed=2)
+    g = torch.linalg.vector_norm(torch.from_numpy(x), dim=(1, 2), keepdim=True)
+    n = g / (g.mean(-1, keepdim=True) + 1e-6)
+    expected = torch.from_numpy(gamma) * (torch.from_numpy(x) * n) + torch.from_numpy(beta) + x
+    params = {"params": {"gamma": gamma, "beta": beta}}
+    found = GlobalResponseNorm().apply(jax.tree.map(jnp.asarray, params), jnp.asarray(x))
+    assert relative_error(found, expected.numpy()) < 1e-5
+
+
+def torch_resize(x: np.ndarray, size: tuple[int, int], **kwargs) -> np.ndarray:
+    y = torch.nn.functional.interpolate(torch.from_numpy(np.moveaxis(x, -1, 1)), size, **kwargs)
+    return np.moveaxis(y.numpy(), 1, -1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SIDES, SIDES, SIDES, SIDES)
+def test_bilinear_aligned_as_in_torch(h, w, h2, w2):
+    x = normal(1, h, w, 2)
+    expected = torch_resize(x, (h2, w2), mode="bilinear", align_corners=True)
+    np.testing.assert_allclose(resize_bilinear(jnp.asarray(x), (h2, w2)), expected, atol=2e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 32), st.integers(1, 200))
+def test_nearest_as_in_torch(source, target):
+    x = np.arange(source, dtype=np.float32).reshape(1, source, 1, 1)
+    expected = torch_resize(x, (target, 1), mode="nearest")
+    np.testing.assert_array_equal(resize_nearest(jnp.asarray(x), (target, 1)), expected)
+
+
+def test_nearest_where_exact_arithmetic_picks_another_pixel():
+    """Sizes at which torch's float32 rule differs from exact arithmetic: the rule must be torch's."""
+    differing = [
+        (s, t)
+        for s in range(1, 33)
+        for t in range(s, 200)
+        if any(min(int(np.float32(i) * np.float32(s / t)), s - 1) != i * s // t for i in range(t))
+    ]
+    assert differing
+    for source, target in differing[:: max(1, len(differing) // 5)]:
+        test_nearest_as_in_torch.hypothesis.inner_test(source, target)
+
+
+def test_pixel_unshuffle_as_in_torch_and_back():
+    x = normal(2, 6, 8, 3)
+    expected = torch.nn.functional.pixel_unshuffle(torch.from_numpy(np.moveaxis(x, -1, 1)), 2)
+    packed = pixel_unshuffle(jnp.asarray(x), 2)
+    np.testing.assert_array_equal(packed, np.moveaxis(expected.numpy(), 1, -1))
+    np.testing.assert_array_equal(pixel_shuffle(packed, 2), x)
+
+
+def test_time_embedding_rounds_where_the_reference_does():
+    r = np.float32([0.0, 1e-3, 0.05, 0.4712345, 0.99999, 1.0])
+    f = np.exp((np.arange(32, dtype=np.float32) * np.float32(-math.log(10000) / 31)).astype(np.float64))
+    angle = (r * np.float32(10000))[:, None] * f.astype(np.float32)
+    assert angle.dtype == np.float32
+    expected = np.concatenate([np.sin(angle.astype(np.float64)), np.cos(angle.astype(np.float64))], -1)
+    found = jax.jit(sinusoidal)(jnp.asarray(r))
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_array_equal(found[0], np.repeat([0.0, 1.0], 32))
+
+
+def test_fourier_features_by_the_specification():
+    height, width = 5, 7
+    w = np.exp(np.linspace(0, math.log(1024), 64).astype(np.float32))
+    i = np.arange(height, dtype=np.float32)
+    j = np.arange(width, dtype=np.float32)
+    y = np.float32(-1) + np.float32(2) * (np.float32(0.5) + i) / np.float32(height)
+    x = np.float32(-1) + np.float32(2) * (np.float32(0.5) + j) / np.float32(width)
+    angle_y = (y[:, None] * w) * np.float32(math.pi)
+    angle_x = (x[:, None] * w) * np.float32(math.pi)
+    found = jax.jit(fourier_features, static_argnums=(0, 1))(height, width)
+    assert found.shape == (height * width, 256)
+    for row in range(height):
+        for column in range(width):
+            p = np.concatenate([angle_y[row], angle_x[column]]).astype(np.float64)
+            expected = np.concatenate([np.cos(p), np.sin(p)])
+            np.testing.assert_allclose(found[row * width + column], expected, atol=5e-6)

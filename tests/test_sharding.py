@@ -1,0 +1,51 @@
+"""Every parameter of every full-size network has its place on a mesh."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from convert.apply import flatten
+from ultrapixel_jax import components
+from ultrapixel_jax.config import COMPONENTS, CascadeConfig
+from ultrapixel_jax.models.scan import stack
+from ultrapixel_jax.sharding import constrain, make_mesh, parameter_sharding, parameter_spec
+
+FULL = CascadeConfig()
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_every_parameter_of_full_size(name):
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    variables = flatten(components.abstract(name, getattr(FULL, name)))
+    split = 0
+    for path, struct in variables.items():
+        shard = parameter_sharding(path, struct.shape, mesh).shard_shape(struct.shape)
+        split += len(struct.shape) > 1 and shard != struct.shape
+        large = struct.size > 2**20 and not path.startswith("unused/")
+        assert not large or shard != struct.shape or "wb" in path or "emb" in path, path
+    assert split or name == "lora"
+
+
+def test_stacked_weights_are_split_as_single_ones():
+    config = FULL.stage_c
+    stacked = flatten(jax.eval_shape(lambda v: stack(v, config), components.abstract("stage_c", config)))
+    path = "params/down_1/rest/layer_0/expand/kernel"
+    assert stacked[path].shape == (23, 2048, 8192)
+    assert parameter_spec(path, stacked[path].shape) == P(None, "fsdp", "tensor")
+    for path, struct in stacked.items():
+        parameter_spec(path, struct.shape)
+
+
+def test_unknown_parameters_and_axes_raise():
+    with pytest.raises(KeyError, match="no sharding rule for parameter params/a/strange"):
+        parameter_spec("params/a/strange", (4, 4))
+    with pytest.raises(KeyError, match="heigth"):
+        constrain(jax.numpy.zeros((1, 2)), "batch", "heigth")
+
+
+def test_dimensions_that_do_not_divide_are_replicated():
+    mesh = make_mesh({"fsdp": 4, "tensor": 2})
+    assert parameter_sharding("params/a/kernel", (6, 8), mesh).spec == P(None, "tensor")
+    assert parameter_sharding("params/a/kernel", (8, 7), mesh).spec == P("fsdp", None)
