@@ -10,7 +10,6 @@ import pytest
 from convert.__main__ import main
 from convert.apply import export_specs, flatten, plan_export
 from convert.convert import known_configs
-from convert.export import released_format
 from convert.files import find_files
 from convert.formats import file_keys, lora_order, recognise
 from tests.recordings import MANIFESTS, manifest
@@ -160,7 +159,7 @@ def test_nested_state_dict(tmp_path):
 
 
 def test_both_towers_of_clip_in_one_file(tmp_path, capsys):
-    config = ClipTextConfig(**{**vars(tiny.clip_text)})
+    config = ClipTextConfig(**vars(tiny.clip_text))
     tensors = state_dict("clip_text", config) | {"vision_model.embeddings.class_embedding": np.zeros(5)}
     tensors |= {"visual_projection.weight": np.zeros((5, 5)), "logit_scale": np.asarray(1.0)}
     write(tmp_path / "model.safetensors", tensors)
