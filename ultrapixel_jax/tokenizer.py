@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Tokenizer:
                 f"no tokenizer in {directory}: it needs tokenizer.json, or vocab.json and merges.txt "
                 "(they lie beside CLIP's weights); convert again with them in the source directory"
             )
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
         from transformers import CLIPTokenizer
 
         try:
