@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax import traverse_util
 
 from convert.rows import Row, fill
 from ultrapixel_jax.errors import UserError
@@ -41,29 +42,9 @@ def full_path(path: str) -> str:
     return path if path.startswith(("batch_stats/", "unused/")) else f"params/{path}"
 
 
-def flatten(variables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts to `{"params/a/kernel": leaf}`, in sorted order."""
-    out: dict[str, Any] = {}
-    for name in sorted(variables):
-        value = variables[name]
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            out.update(flatten(value, path + "/"))
-        else:
-            out[path] = value
-    return out
-
-
-def unflatten(flat: Mapping[str, Any]) -> Variables:
-    """Inverse of `flatten`."""
-    out: Variables = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = out
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[leaf] = value
-    return out
+    return dict(sorted(traverse_util.flatten_dict(dict(variables), sep="/").items()))
 
 
 def plan_import(rows: Sequence[Row], keys: Shapes, paths: Shapes, what: str) -> list[Step]:
@@ -130,7 +111,7 @@ def import_tensors(
         for path, array in zip(step.paths, step.row.layout.forward(tensor), strict=True):
             keep = dtype is None or path.startswith("batch_stats/")
             flat[path] = np.ascontiguousarray(array) if keep else np.ascontiguousarray(array, dtype)
-    return unflatten(dict(sorted(flat.items()))), aside
+    return traverse_util.unflatten_dict(flat, sep="/"), aside
 
 
 def plan_export(rows: Sequence[Row], paths: Shapes, what: str) -> list[Step]:

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
 from ultrapixel_jax.errors import UserError
@@ -201,7 +202,8 @@ def restore(
         raise UserError(broken) from error
     if like is not None:
         _check_like(f"component {name} in {directory}", structs, _flatten(like))
-    args = _unflatten({path: _restore_args(path, s, dtype, shardings) for path, s in structs.items()})
+    flat_args = {path: _restore_args(path, s, dtype, shardings) for path, s in structs.items()}
+    args = traverse_util.unflatten_dict(flat_args, sep="/")
     # Bounds the host memory under way; it has to be more than the largest array, or Orbax refuses that one.
     largest = max((math.prod(s.shape) for s in structs.values()), default=0) * 8
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1 + largest // 10**9)
@@ -281,18 +283,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple
 
 def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves of nested dictionaries by path."""
-    return {path: holder[key] for path, (holder, key) in _leaves(dict(tree))}
-
-
-def _unflatten(leaves: Mapping[str, Any]) -> Variables:
-    tree: Variables = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return tree
+    return traverse_util.flatten_dict(dict(tree), sep="/")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ from ultrapixel_jax.models.layers import depthwise
 @pytest.mark.parametrize("size", [(1, 1), (6, 8), (7, 5)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_strided_depthwise_agrees_with_torch(stride, size, bias):
-    torch = pytest.importorskip("torch")
+    import torch
+
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *size, 6)).astype(np.float32)
     kernel, b = rng.normal(size=(3, 3, 6)).astype(np.float32), rng.normal(size=6).astype(np.float32)

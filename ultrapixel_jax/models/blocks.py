@@ -288,3 +288,14 @@ class Level(nn.Module):
             if repeat + 1 < self.repeats:
                 x = self.repeat_mapper[repeat](x)
         return x, feature
+
+
+def build_levels(
+    levels: Sequence[LevelConfig], conditions: Sequence[str], param_dtype: Dtype, scanned: bool
+) -> tuple[list[Level], list[Level]]:
+    """The levels of a UNet on its way down, and up, deepest first."""
+    scale = (1.0 / sum(level.down_blocks for level in levels)) ** 0.5
+    shared = (conditions, scale, param_dtype, scanned)
+    down = [Level(lv, lv.down_blocks, lv.down_repeats, *shared) for lv in levels]
+    up = [Level(lv, lv.up_blocks, lv.up_repeats, *shared) for lv in reversed(levels)]
+    return down, up

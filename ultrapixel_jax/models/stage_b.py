@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.config import StageBConfig
-from ultrapixel_jax.models.blocks import KeysValues, Level
+from ultrapixel_jax.models.blocks import KeysValues, build_levels
 from ultrapixel_jax.models.embeddings import time_embedding
 from ultrapixel_jax.models.layers import (
     Conv,
@@ -59,7 +59,6 @@ class StageB(nn.Module):
         """Create the layers."""
         c, dtype = self.config, self.param_dtype
         first = c.levels[0].channels
-        scale = (1.0 / sum(level.down_blocks for level in c.levels)) ** 0.5
         self.effnet_mapper = ConditionMapper(first, dtype)
         self.pixels_mapper = ConditionMapper(first, dtype)
         self.clip_mapper = Linear(
@@ -67,22 +66,7 @@ class StageB(nn.Module):
         )
         init = nn.initializers.variance_scaling(0.02**2, "fan_avg", "uniform")
         self.embedding = Linear(first, kernel_init=init, param_dtype=dtype)
-        self.down = [
-            Level(
-                level,
-                level.down_blocks,
-                level.down_repeats,
-                c.timestep_conditions,
-                scale,
-                dtype,
-                self.scanned,
-            )
-            for level in c.levels
-        ]
-        self.up = [
-            Level(level, level.up_blocks, level.up_repeats, c.timestep_conditions, scale, dtype, self.scanned)
-            for level in reversed(c.levels)
-        ]
+        self.down, self.up = build_levels(c.levels, c.timestep_conditions, dtype, self.scanned)
         self.downscaler = [
             Conv(level.channels, size=2, stride=2, padding=0, param_dtype=dtype) for level in c.levels[1:]
         ]

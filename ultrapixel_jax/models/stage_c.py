@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.config import StageCConfig
-from ultrapixel_jax.models.blocks import KeysValues, Level
+from ultrapixel_jax.models.blocks import KeysValues, Level, build_levels
 from ultrapixel_jax.models.embeddings import time_embedding
 from ultrapixel_jax.models.layers import Dtype, Linear, layer_norm, pixel_shuffle, pixel_unshuffle
 from ultrapixel_jax.models.resize import resize_bilinear
@@ -47,28 +47,12 @@ class StageC(nn.Module):
     def setup(self) -> None:
         """Create the layers; names are those of the released files where they have one."""
         c, dtype = self.config, self.param_dtype
-        scale = (1.0 / sum(level.down_blocks for level in c.levels)) ** 0.5
         self.clip_txt_mapper = Linear(c.c_cond, kernel_init=_small, param_dtype=dtype)
         self.clip_txt_pooled_mapper = Linear(c.clip_tokens * c.c_cond, kernel_init=_small, param_dtype=dtype)
         self.clip_img_mapper = Linear(c.clip_tokens * c.c_cond, kernel_init=_small, param_dtype=dtype)
         init = nn.initializers.variance_scaling(0.02**2, "fan_avg", "uniform")
         self.embedding = Linear(c.levels[0].channels, kernel_init=init, param_dtype=dtype)
-        self.down = [
-            Level(
-                level,
-                level.down_blocks,
-                level.down_repeats,
-                c.timestep_conditions,
-                scale,
-                dtype,
-                self.scanned,
-            )
-            for level in c.levels
-        ]
-        self.up = [
-            Level(level, level.up_blocks, level.up_repeats, c.timestep_conditions, scale, dtype, self.scanned)
-            for level in reversed(c.levels)
-        ]
+        self.down, self.up = build_levels(c.levels, c.timestep_conditions, dtype, self.scanned)
         # Entry i leads into level i + 1 on the way down, out of `up_i` on the way up.
         self.downscaler = [Linear(level.channels, param_dtype=dtype) for level in c.levels[1:]]
         self.upscaler = [Linear(level.channels, param_dtype=dtype) for level in reversed(c.levels[:-1])]
