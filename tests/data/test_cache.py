@@ -1,0 +1,191 @@
+"""Cached latents are what the encoders give directly."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tests.data.conftest import AREAS, RATIOS
+from ultrapixel_jax import components, named_weights
+from ultrapixel_jax.checkpoint import CheckpointWriter, ComponentInfo
+from ultrapixel_jax.config import EfficientNetConfig, EfficientNetStage, EffnetEncoderConfig, to_dict
+from ultrapixel_jax.data import cache as command
+from ultrapixel_jax.data import encode
+from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.data.encode import NAMES
+from ultrapixel_jax.data.loader import Loader
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models.clip_text import ClipText
+from ultrapixel_jax.placeholder import config as placeholder
+from ultrapixel_jax.tokenizer import BYTE_TOKENIZER, Tokenizer
+
+BACKBONE = EfficientNetConfig(
+    stem=4,
+    stages=tuple(EfficientNetStage("fused", 1, 2, 4, 1) for _ in range(4)),
+    head=8,
+)
+CONFIGS: dict[str, Any] = {
+    "effnet_encoder": EffnetEncoderConfig(BACKBONE, c_latent=6),
+    "clip_text": dataclasses.replace(placeholder.clip_text, positions=24),
+    "clip_vision": placeholder.clip_vision,
+}
+
+
+def variables_of(name: str) -> dict[str, Any]:
+    def make(path: Any, struct: Any) -> np.ndarray:
+        keys = [str(k.key) for k in path]
+        array = named_weights.tensor(
+            f"{name}.{'.'.join(keys)}".replace("scale", "weight"), struct.shape[::-1]
+        ).T
+        return np.abs(array) + 0.5 if keys[-1] == "var" else np.ascontiguousarray(array)
+
+    return jax.tree_util.tree_map_with_path(make, components.abstract(name, CONFIGS[name]))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoint") / "encoders"
+    with CheckpointWriter(directory) as writer:
+        for name in NAMES:
+            writer.add(name, variables_of(name), ComponentInfo(config=to_dict(CONFIGS[name])))
+        for file in BYTE_TOKENIZER.iterdir():
+            writer.add_file(file, f"tokenizer/{file.name}")
+    return directory
+
+
+def arguments(records: Path, checkpoint: Path, output: Path, *more: str) -> list[str]:
+    return [
+        str(records), str(checkpoint), str(output), "--areas", *map(str, AREAS), "--ratios", *RATIOS,
+        "--lr-side", "2", "--batch-size", "8", "--shard-images", "12", "--quiet", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Encoders are loaded, and so compiled, once for all commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "load_encoders", functools.lru_cache(encode.load_encoders))
+        yield
+
+
+@pytest.fixture(scope="module")
+def cached(records: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("cached") / "latents"
+    assert command.main(arguments(records, checkpoint, output)) == 0
+    return output
+
+
+def read(config: DataConfig, count: int) -> list[dict[str, Any]]:
+    with Loader(config) as loader:
+        return [next(loader) for _ in range(count)]
+
+
+def by_id(batches: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        batch["ids"][row]: {k: v if k == "bucket" else v[row] for k, v in batch.items()}
+        for batch in batches
+        for row in range(len(batch["ids"]))
+    }
+
+
+def close(got: np.ndarray, expected: Any) -> None:
+    assert got.dtype == ml_dtypes.bfloat16
+    expected = np.asarray(expected, np.float32)
+    # Rounding to bfloat16, and another order of additions in a batch of another size.
+    assert np.abs(got.astype(np.float32) - expected).max() <= 0.005 * np.abs(expected).max()
+
+
+def test_latents_and_states_equal_direct_encoding(records: Path, checkpoint: Path, cached: Path) -> None:
+    direct = DataConfig(
+        path=str(records), areas=AREAS, ratios=RATIOS, batch_size=1, lr_side=2, caption_dropout=0.0,
+        image_vector_probability=1.0, clip_image_size=28,
+    )  # fmt: skip
+    images = by_id(read(direct, 26))  # the first epoch
+    stored = by_id(read(dataclasses.replace(direct, path=str(cached), cached=True), 26))
+    assert set(images) == set(stored)
+    assert len(stored) == 26
+    effnet = components.build("effnet_encoder", CONFIGS["effnet_encoder"])
+    vision = components.build("clip_vision", CONFIGS["clip_vision"])
+    text = ClipText(CONFIGS["clip_text"])
+    weights = {name: jax.tree.map(jnp.asarray, variables_of(name)) for name in NAMES}
+    latent = jax.jit(lambda x: effnet.apply(weights["effnet_encoder"], x))
+    states = jax.jit(lambda i, m: text.apply(weights["clip_text"], i, m))
+    vectors = jax.jit(lambda x: vision.apply(weights["clip_vision"], x))
+    tokenizer = Tokenizer(BYTE_TOKENIZER, 24)
+    for id_ in sorted(images)[::5]:
+        image, row = images[id_], stored[id_]
+        assert (row["bucket"], row["caption"]) == (image["bucket"], image["caption"])
+        close(row["latent"], latent(jnp.asarray(image["image"][None], jnp.float32) / 255)[0])
+        close(row["latent_lr"], latent(jnp.asarray(image["image_lr"][None], jnp.float32) / 255)[0])
+        expected = states(*tokenizer([image["caption"]]))
+        close(row["text_states"], expected[0][0])
+        close(row["text_pooled"], expected[1][0])
+        close(row["image_vector"], vectors(image["image_clip"][None])[0])
+
+
+def test_dropping_still_works(cached: Path, checkpoint: Path) -> None:
+    config = DataConfig(
+        path=str(cached), cached=True, batch_size=2, caption_dropout=0.5, image_vector_probability=0.5
+    )
+    empty = [
+        array[0].astype(ml_dtypes.bfloat16)
+        for array in encode.load_encoders(checkpoint, "float32").text([""])
+    ]
+    dropped = 0
+    for batch in read(config, 20):
+        assert batch["latent"].shape == (2, *(side // 32 for side in batch["bucket"]), 6)
+        for row in range(2):
+            is_empty = np.array_equal(batch["text_states"][row], empty[0])
+            assert is_empty == np.array_equal(batch["text_pooled"][row], empty[1])
+            assert is_empty == (batch["caption"][row] == "")
+            assert batch["image_vector"][row].any() == batch["use_image"][row]
+            dropped += is_empty
+    assert 8 <= dropped <= 32
+
+
+def test_an_interrupted_cache_goes_on(
+    records: Path, checkpoint: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "latents"
+    from ultrapixel_jax.data import records as module
+
+    write, calls = module.write_shard, []
+
+    def once(*arguments: Any) -> None:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(write(*arguments))
+
+    monkeypatch.setattr(module, "write_shard", once)
+    assert command.main(arguments(records, checkpoint, output)) == 130
+    monkeypatch.setattr(module, "write_shard", write)
+    assert len(list(output.glob(".build/0*.json"))) == 1
+    assert command.main(arguments(records, checkpoint, output, "--seed", "1")) == 2
+    assert command.main(arguments(records, checkpoint, output)) == 0
+    config = DataConfig(path=str(output), cached=True, batch_size=4)
+    for a, b in zip(read(config, 9), read(dataclasses.replace(config, path=str(cached)), 9)):
+        assert a["ids"] == b["ids"]
+        assert a["latent"].tobytes() == b["latent"].tobytes()
+    assert json.loads((output / "report.json").read_text())["examples"] == 26
+
+
+def test_bad_arguments(records: Path, cached: Path, checkpoint: Path, tmp_path: Path, capsys) -> None:
+    for values, words in (
+        (arguments(records, tmp_path / "none", tmp_path / "a"), "does not exist"),
+        (arguments(records, checkpoint, tmp_path / "a", "--ratios", "16:9"), "16:9"),
+        (arguments(cached, checkpoint, tmp_path / "a"), "holds cached_latents"),
+        (arguments(records, checkpoint, cached, "--lr-side", "3"), "another dataset"),
+        (arguments(records, checkpoint, tmp_path / "a", "--dtype", "float16"), "float16"),
+    ):
+        assert command.main(values) == 2
+        assert words in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"set data\.cached"):
+        Loader(DataConfig(path=str(cached)))

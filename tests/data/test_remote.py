@@ -1,0 +1,71 @@
+"""Paths in a bucket, with a file system of fsspec that keeps the bucket in a local directory."""
+
+import shutil
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from tests.data.conftest import AREAS, RATIOS, WRITERS
+from ultrapixel_jax.data import build as command
+from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.data.loader import Loader
+from ultrapixel_jax.data.paths import is_remote
+
+
+def test_what_is_remote() -> None:
+    assert is_remote("gs://bucket/data")
+    assert not is_remote("/data")
+
+
+def test_a_missing_package_is_named(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    assert command.main(["gs://bucket/images", str(tmp_path / "out"), "--workers", "0"]) == 2
+    assert "install gcsfs" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def buckets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The directory whose subdirectories are the buckets gs://NAME."""
+    root = tmp_path_factory.mktemp("remote")
+
+    class Buckets(LocalFileSystem):
+        cachable = False
+
+        def __init__(self, **_: Any) -> None:
+            super().__init__(auto_mkdir=True)
+
+        @classmethod
+        def _strip_protocol(cls, path: Any) -> str:
+            return super()._strip_protocol(str(path).replace("gs:/", str(root)).replace("//", "/"))
+
+    fsspec.register_implementation("gcs", Buckets, clobber=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
+        yield root
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_source_records_and_reading_in_a_bucket(kind: str, buckets: Path, tmp_path: Path) -> None:
+    source = WRITERS[kind](tmp_path / "source", 8)
+    shutil.copytree(source if source.is_dir() else source.parent, buckets / kind / "source")
+    remote = f"gs://{kind}/source" + ("" if source.is_dir() else f"/{source.name}")
+    arguments = ["--shard-images", "3", "--workers", "0", "--quiet"]
+    assert command.main([remote, f"gs://{kind}/out", *arguments]) == 0
+    assert command.main([str(source), str(tmp_path / "out"), *arguments]) == 0
+    config = {"areas": AREAS, "ratios": RATIOS, "batch_size": 2, "lr_side": 1}
+    cache = str(tmp_path / "cache")
+    for _ in range(2):  # the second time from the copy
+        with (
+            Loader(DataConfig(path=f"gs://{kind}/out", cache_dir=cache, **config)) as a,
+            Loader(DataConfig(path=str(tmp_path / "out"), **config)) as b,
+        ):
+            for _ in range(4):
+                x, y = next(a), next(b)
+                assert x["ids"] == y["ids"]
+                assert x["image"].tobytes() == y["image"].tobytes()

@@ -1,0 +1,208 @@
+"""Latents and text states, computed once, so that training needs neither encoders nor image decoding.
+
+    python -m ultrapixel_jax.data.cache DATASET CHECKPOINT OUTPUT
+
+DATASET is what `python -m ultrapixel_jax.data.build` wrote, CHECKPOINT a converted one with
+effnet_encoder, clip_text and clip_vision. Each image is brought to its bucket and cropped once, as in the
+first epoch of training with the same seed; OUTPUT then holds its latents (full and low resolution), text
+states, pooled text and image vector in bfloat16, and the empty prompt's once: captions and image vectors
+are still dropped at random in training. Batches are spread over this machine's devices.
+
+OUTPUT is written shard by shard; kill the program at any moment and repeat the command to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ultrapixel_jax.config import DTYPES, check_dtype
+from ultrapixel_jax.data.build import Parser, exit_code, summary, whole
+from ultrapixel_jax.data.config import AREAS, RATIOS, DataConfig
+from ultrapixel_jax.errors import UserError
+
+SETTINGS = ("areas", "ratios", "seed", "lr_resize", "lr_side")
+"""Fields of `DataConfig` that decide what is stored."""
+
+
+def cache(
+    config: DataConfig,
+    encoders: Any,
+    output: str,
+    *,
+    checkpoint: str = "",
+    shard_images: int = 1024,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Encode the dataset of `config` to `output`, or go on with that; returns the report.
+
+    Args:
+        config: `path`, `SETTINGS`, and `batch_size`, the images that are encoded at once.
+        encoders: an `encode.Encoders`.
+        output: the directory to write.
+        checkpoint: identity of the weights: another one's latents do not fit those that are there.
+        shard_images: examples per shard.
+        quiet: no progress bar.
+
+    Raises:
+        UserError: the dataset cannot be opened, or `output` cannot be written.
+    """
+    import numpy as np
+    from etils import epath
+    from tqdm import tqdm
+
+    from ultrapixel_jax.data import records
+    from ultrapixel_jax.data.buckets import Buckets
+    from ultrapixel_jax.data.loader import EMPTY_PROMPT
+
+    dataset = records.open_dataset(config.path, records.CaptionedImages, config.cache_dir)
+    plan = {"images": dataset.plan, "checkpoint": checkpoint, "shard_images": shard_images}
+    plan |= {name: getattr(config, name) for name in SETTINGS}
+    plan |= {"areas": list(config.areas), "ratios": list(config.ratios)}
+    directory = epath.Path(output)
+    if not records.start(directory, plan):
+        return records.read_json(directory / records.REPORT)
+    buckets = Buckets(config.areas, config.ratios)
+    numbers = buckets.assign_all(dataset.sizes)
+    starts = range(0, len(dataset), shard_images)
+    with tqdm(total=len(dataset), unit="image", desc="encoding", disable=quiet) as bar:
+        for shard, first in enumerate(starts):
+            last = min(first + shard_images, len(dataset))
+            if records.shard_done(directory, shard) is None:
+                report = records.ShardReport()
+                members = np.arange(first, last)
+                batches = [
+                    (buckets.sizes[b], part[i : i + config.batch_size])
+                    for b in np.unique(numbers[first:last])
+                    for part in [members[numbers[first:last] == b]]
+                    for i in range(0, len(part), config.batch_size)
+                ]
+                examples = _encode(dataset, config, encoders, batches, report, bar)
+                records.write_shard(records.CachedLatents, directory, shard, len(starts), examples, report)
+            else:
+                bar.update(last - first)
+    shards = [s for i in range(len(starts)) if (s := records.shard_done(directory, i)) is not None]
+    if not any(shard.sizes for shard in shards):
+        directory.rmtree()
+        raise UserError(f"no example of {config.path!r} could be read; build it again")
+    states, pooled = encoders.text([""])
+    empty = io.BytesIO()
+    np.savez(empty, text_states=states[0], text_pooled=pooled[0])
+    extra = {EMPTY_PROMPT: empty.getvalue()}
+    return records.finish(records.CachedLatents, directory, plan, shards, extra)
+
+
+def _encode(
+    dataset: Any, config: DataConfig, encoders: Any, batches: Sequence[Any], report: Any, bar: Any
+) -> Iterator[dict[str, Any]]:
+    """Records of all `batches` (size, indices), each decoded while the one before is encoded."""
+    import numpy as np
+
+    from ultrapixel_jax.data import images
+    from ultrapixel_jax.data.loader import crop_pair, place_of
+    from ultrapixel_jax.data.records import BF16
+    from ultrapixel_jax.data.sources import BROKEN_IMAGE
+
+    def read(index: int, size: tuple[int, int]) -> Any:
+        record = dataset.source[index]
+        id_, caption = record["id"].decode(), record["caption"].decode()
+        try:
+            image = images.decode(record["image"])
+        except images.BrokenImage as error:
+            return id_, str(error), None
+        return id_, caption, crop_pair(image, size, place_of(config, 0, index), config)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def submit(number: int) -> list[Any]:
+            size, indices = batches[number]
+            return [pool.submit(read, int(i), size) for i in indices]
+
+        ahead = submit(0)
+        for number, (size, _) in enumerate(batches):
+            read_now, ahead = ahead, submit(number + 1) if number + 1 < len(batches) else []
+            rows = [future.result() for future in read_now]
+            report.skipped += [(id_, BROKEN_IMAGE, text) for id_, text, pair in rows if pair is None]
+            good = [row for row in rows if row[2] is not None]
+            if good:
+                # The last batch of a bucket is filled up: another number of rows would compile again.
+                full = good + [good[-1]] * (config.batch_size - len(good))
+                ids, captions, pairs = zip(*full)
+                states, pooled = encoders.text(captions)
+                arrays = {
+                    "latent": encoders.latents(np.stack([images.pixels(image) for image, _ in pairs])),
+                    "latent_lr": encoders.latents(np.stack([images.pixels(low) for _, low in pairs])),
+                    "text_states": states,
+                    "text_pooled": pooled,
+                    "image_vector": encoders.image_vectors([image for image, _ in pairs]),
+                }
+                for row in range(len(good)):
+                    tensors = {name: array[row].astype(BF16) for name, array in arrays.items()}
+                    text = {"caption": captions[row], "id": ids[row]}
+                    yield {**tensors, **text, "height": size[0], "width": size[1]}
+            bar.update(len(rows))
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(
+        prog="python -m ultrapixel_jax.data.cache", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("dataset", metavar="DATASET", help="directory that ultrapixel_jax.data.build wrote")
+    p.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="directory that convert wrote")
+    p.add_argument("output", metavar="OUTPUT", help="new directory, or that of an interrupted run")
+    p.add_argument("--areas", type=whole("--areas", 32, 16384), nargs="+", default=AREAS, metavar="S",
+                   help="s of the areas s² (default: the released ones)")  # fmt: skip
+    p.add_argument("--ratios", nargs="+", default=RATIOS, metavar="P/Q",
+                   help="aspect ratios; inverses are added (default: the released ones)")  # fmt: skip
+    p.add_argument("--seed", type=whole("--seed", 0, 2**63 - 1), default=0, metavar="N",
+                   help="of the crops (default: 0)")  # fmt: skip
+    p.add_argument("--lr-resize", choices=("bilinear", "nearest"), default="bilinear",
+                   help="of the low-resolution image (default: bilinear, antialiased)")  # fmt: skip
+    p.add_argument("--lr-side", type=whole("--lr-side", 1, 32), default=24, metavar="N",
+                   help="its side at ratio 1, in units of 32 pixels (default: 24)")  # fmt: skip
+    p.add_argument("--batch-size", type=whole("--batch-size", 1, 65_536), default=8, metavar="N",
+                   help="images encoded at once (default: 8)")  # fmt: skip
+    p.add_argument("--dtype", type=check_dtype, default="float32", metavar="|".join(DTYPES),
+                   help="of computing (default: float32)")  # fmt: skip
+    p.add_argument("--shard-images", type=whole("--shard-images", 1, 1_000_000), default=1024, metavar="N",
+                   help="examples per shard (default: 1024)")  # fmt: skip
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    return p
+
+
+def run(argv: Sequence[str] | None) -> None:
+    """Do what the command line says."""
+    o = parser().read(argv)
+    config = DataConfig(
+        path=o.dataset, areas=tuple(o.areas), ratios=tuple(o.ratios), seed=o.seed, batch_size=o.batch_size,
+        lr_resize=o.lr_resize, lr_side=o.lr_side,
+    )  # fmt: skip
+    if not o.checkpoint.is_dir():
+        raise UserError(f"checkpoint {str(o.checkpoint)!r} does not exist; convert the released files first")
+
+    from ultrapixel_jax.data.encode import load_encoders
+    from ultrapixel_jax.manifest import identity
+
+    encoders = load_encoders(o.checkpoint, o.dtype)
+    report = cache(
+        config, encoders, o.output, checkpoint=f"{identity(o.checkpoint)} {o.dtype}",
+        shard_images=o.shard_images, quiet=o.quiet,
+    )  # fmt: skip
+    print(summary(report, o.output))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    return exit_code(lambda: run(argv), "repeat the command to go on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

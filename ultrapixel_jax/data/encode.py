@@ -1,0 +1,95 @@
+"""The frozen encoders that training needs: images to latents, captions to text states, images to vectors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float, Float32, UInt8
+from PIL import Image
+
+from ultrapixel_jax import components
+from ultrapixel_jax.checkpoint import read_manifest, restore
+from ultrapixel_jax.config import from_dict
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models.clip_text import ClipText
+from ultrapixel_jax.models.clip_vision import preprocess
+from ultrapixel_jax.tokenizer import Tokenizer
+
+NAMES = ("effnet_encoder", "clip_text", "clip_vision")
+"""Components that a checkpoint has to have."""
+
+
+class Encoders:
+    """The encoders with their weights, spread over all local devices by rows of a batch."""
+
+    def __init__(
+        self,
+        configs: dict[str, Any],
+        variables: dict[str, Any],
+        tokenizer: Tokenizer,
+        dtype: Any = jnp.float32,
+    ) -> None:
+        """Encoders of `configs` and `variables` by component, computing in `dtype`."""
+        self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+        self._variables = jax.device_put(variables, NamedSharding(self._mesh, PartitionSpec()))
+        self._tokenizer, self._dtype = tokenizer, jnp.dtype(dtype)
+        self.clip_size = configs["clip_vision"].image_size
+        modules = {
+            name: components.build(name, configs[name], dtype) for name in ("effnet_encoder", "clip_vision")
+        }
+        text = ClipText(configs["clip_text"], param_dtype=self._dtype, dtype=self._dtype)
+        self._latents = jax.jit(
+            lambda v, x: modules["effnet_encoder"].apply(v, (x.astype(jnp.float32) / 255).astype(self._dtype))
+        )
+        self._text = jax.jit(text.apply)
+        self._vectors = jax.jit(lambda v, x: modules["clip_vision"].apply(v, x.astype(self._dtype)))
+
+    def latents(self, images: UInt8[np.ndarray, "b hp wp 3"]) -> Float32[np.ndarray, "b h w c"]:
+        """EffNet latents, 32:1."""
+        return self._run(self._latents, "effnet_encoder", images)
+
+    def text(
+        self, captions: Sequence[str]
+    ) -> tuple[Float32[np.ndarray, "b n c"], Float32[np.ndarray, "b p"]]:
+        """Text states and pooled vector of each caption."""
+        return self._run(self._text, "clip_text", *self._tokenizer(captions))
+
+    def image_vectors(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "b p"]:
+        """CLIP image vectors."""
+        return self._run(self._vectors, "clip_vision", preprocess(images, self.clip_size))
+
+    def _run(self, function: Any, name: str, *inputs: np.ndarray) -> Any:
+        rows = len(inputs[0])
+        even = rows % self._mesh.size == 0  # else every device computes all
+        sharding = NamedSharding(self._mesh, PartitionSpec("data") if even else PartitionSpec())
+        out = function(self._variables[name], *(jax.device_put(x, sharding) for x in inputs))
+        return jax.tree.map(functools.partial(np.asarray, dtype=np.float32), out)
+
+
+def load_encoders(checkpoint: str | Path, dtype: str = "float32") -> Encoders:
+    """The encoders of a checkpoint directory that `python -m convert` wrote.
+
+    Raises:
+        UserError: one is missing, or its files are damaged.
+    """
+    directory = Path(checkpoint)
+    infos = read_manifest(directory).components
+    if missing := [name for name in NAMES if name not in infos]:
+        raise UserError(
+            f"checkpoint {directory} has no {', '.join(missing)}, only {', '.join(infos)}; convert again "
+            "with their files among the sources"
+        )
+    configs = {name: from_dict(components.CONFIGS[name], infos[name].config) for name in NAMES}
+    tokenizer = Tokenizer(directory / "tokenizer", configs["clip_text"].positions)
+    variables = {
+        name: restore(directory, name, like=components.abstract(name, configs[name]), dtype=jnp.dtype(dtype))
+        for name in NAMES
+    }
+    return Encoders(configs, variables, tokenizer, jnp.dtype(dtype))

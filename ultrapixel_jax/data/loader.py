@@ -1,0 +1,320 @@
+"""Batches for training, read with grain: decoded and cropped in threads or worker processes.
+
+    with Loader(config, process_index=jax.process_index(), process_count=jax.process_count()) as batches:
+        batches.seek(step)
+        for batch in batches: ...
+
+Batch k of the run is `plan.Plan.batch(k)`, whatever the number of processes and workers; a process yields
+its slice of it. So a checkpoint need only keep `state()`, which is the number of the next batch and a
+fingerprint of data and settings; grain's own state is not needed, and another number of processes may
+go on.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+
+from ultrapixel_jax.data import images
+from ultrapixel_jax.data.buckets import HW, Buckets, lr_size
+from ultrapixel_jax.data.config import DataConfig, fingerprint
+from ultrapixel_jax.data.plan import EXAMPLE, Plan, uniforms
+from ultrapixel_jax.data.records import CachedLatents, CaptionedImages, Dataset, open_dataset
+from ultrapixel_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+EMPTY_PROMPT = "empty_prompt.npz"
+"""In a cached dataset: float32 `text_states` and `text_pooled` of the empty prompt."""
+ENDLESS = 2**40
+"""Batches of a run, for grain, which wants a length."""
+
+ORDER_FIELDS = ("areas", "ratios", "batch_size", "seed", "cached")
+"""Settings that decide which examples make batch k."""
+
+
+class Loader(Iterator[dict[str, Any]]):
+    """Endless batches of this process.
+
+    Each is a dictionary:
+
+    - `ids`, `caption`: lists of b strings; a caption is empty where it is dropped
+    - `bucket`: (height, width) of the images in pixels, the same in all processes
+    - `use_image`: bool (b,), whether the CLIP image vector is used
+    - images: `image` uint8 (b, H, W, 3) RGB; `image_lr` uint8 (b, h, w, 3); with
+      `config.clip_image_size`, `image_clip` float32 (b, s, s, 3), zero where unused
+    - cached: `latent`, `latent_lr` (b, h, w, c), `text_states` (b, n, c), `text_pooled` (b, c),
+      `image_vector` (b, c), zero where unused; bfloat16
+    """
+
+    def __init__(self, config: DataConfig, *, process_index: int = 0, process_count: int = 1) -> None:
+        """Open the data of `config`.
+
+        Raises:
+            UserError: it cannot be opened, is of another kind, or the batch does not divide over the
+                processes.
+        """
+        if config.batch_size % process_count:
+            raise UserError(
+                f"data.batch_size {config.batch_size} does not divide over {process_count} processes"
+            )
+        self.config = config
+        dataset = open_dataset(
+            config.path, CachedLatents if config.cached else CaptionedImages, config.cache_dir
+        )
+        if config.cached:  # each example was cropped to a bucket: that size is its bucket
+            sizes, numbers = np.unique(dataset.sizes, axis=0, return_inverse=True)
+            self.sizes: list[HW] = [(h, w) for h, w in sizes.tolist()]
+            numbers = numbers.reshape(-1)
+        else:
+            buckets = Buckets(config.areas, config.ratios)
+            self.sizes, numbers = buckets.sizes, buckets.assign_all(dataset.sizes)
+        self.plan = Plan(numbers, config.batch_size, config.seed)
+        """The order of batches, of all processes."""
+        self.replaced: list[str] = []
+        """Ids of broken examples that were met so far, in place of which others were read."""
+        settings = {name: getattr(config, name) for name in ORDER_FIELDS}
+        self.identity = fingerprint([settings, dataset.plan, len(dataset)])
+        """Tells two orders of batches apart."""
+        local = config.batch_size // process_count
+        read = _ReadCached if config.cached else _ReadImage
+        self._dataset = (
+            grain.MapDataset.source(_Rows(self.plan, process_index * local, local))
+            .map(_Load(read(dataset, config, self.sizes), self.plan))
+            .batch(local, batch_fn=_stack)
+        )
+        self._step = 0
+        self._iterator: Any = None
+
+    @property
+    def step(self) -> int:
+        """Number of the batch that comes next."""
+        return self._step
+
+    def bucket_counts(self) -> dict[HW, int]:
+        """Number of examples in each bucket that has some."""
+        return {self.sizes[b]: len(m) for b, m in zip(self.plan.buckets, self.plan.members)}
+
+    def seek(self, step: int) -> None:
+        """Go to batch `step`, at no cost."""
+        self.close()
+        self._step = step
+
+    def state(self) -> dict[str, Any]:
+        """The position, JSON-able; `restore` takes it."""
+        return {"step": self._step, "identity": self.identity}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to the position that `state()` told, with any number of processes and workers.
+
+        Raises:
+            UserError: it is of other data, or of settings that give another order.
+        """
+        if state["identity"] != self.identity:
+            raise UserError(
+                f"data {self.config.path!r} or its settings ({', '.join(ORDER_FIELDS)}) are not those that "
+                "the run was started with; use those, or start another run"
+            )
+        self.seek(state["step"])
+
+    def __next__(self) -> dict[str, Any]:
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        for id_, error in batch.pop("replaced"):
+            self.replaced.append(id_)
+            log.warning("example %s is broken (%s): another one of its bucket took its place", id_, error)
+        self._step += 1
+        if self.config.workers:
+            # Out of the memory shared with the worker, which ends with grain's array and not with its views.
+            batch = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+        return batch
+
+    def _start(self) -> Any:
+        workers = self.config.workers
+        # One batch may be gigabytes: hold few.
+        threads = 1 if workers else min(4, os.cpu_count() or 1)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        dataset = self._dataset[self._step :].to_iter_dataset(options)
+        if workers:
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():  # grain's worker processes want that, whoever calls
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+            )
+        return iter(dataset)
+
+    def close(self) -> None:
+        """End threads and worker processes; the next batch starts them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Row(NamedTuple):
+    """One place in a batch."""
+
+    bucket: int
+    example: int
+    epoch: int
+
+
+class _Rows:
+    """The rows that this process has of every batch, one batch after the other."""
+
+    def __init__(self, plan: Plan, first: int, rows: int) -> None:
+        self._plan, self._first, self._rows = plan, first, rows
+
+    def __len__(self) -> int:
+        return ENDLESS * self._rows
+
+    def __getitem__(self, index: Any) -> _Row:
+        step, row = divmod(int(index), self._rows)
+        batch, row = self._plan.batch(step), row + self._first
+        return _Row(batch.bucket, int(batch.examples[row]), int(batch.epochs[row]))
+
+    def __repr__(self) -> str:
+        return f"Rows({self._first}…{self._first + self._rows})"
+
+
+class _Load:
+    """Reads the example of a row; one that is broken is replaced by the next one of its bucket."""
+
+    def __init__(self, read: Any, plan: Plan) -> None:
+        self._read = read
+        self._members = dict(zip(plan.buckets, plan.members))
+
+    def __call__(self, row: _Row) -> dict[str, Any]:
+        members = self._members[row.bucket]
+        first = int(np.searchsorted(members, row.example))
+        broken = []
+        for i in range(len(members)):
+            index = int(members[(first + i) % len(members)])
+            try:
+                return {**self._read(row, index), "replaced": broken}
+            except BrokenExample as error:
+                broken.append((error.id, str(error)))
+        raise UserError(f"every example of a bucket is broken, {broken[0][0]} first: {broken[0][1]}")
+
+
+class BrokenExample(Exception):  # noqa: N818  (it names a thing in the data, not a fault of ours)
+    """An example that cannot be used."""
+
+    def __init__(self, id_: str, message: str) -> None:
+        super().__init__(message)
+        self.id = id_
+
+
+class _Read:
+    """What reading images and latents have in common. Randomness is a function of seed, epoch and index."""
+
+    def __init__(self, dataset: Dataset, config: DataConfig, sizes: list[HW]) -> None:
+        self._source, self._config, self._sizes = dataset.source, config, sizes
+
+    def __call__(self, row: _Row, index: int) -> dict[str, Any]:
+        place = place_of(self._config, row.epoch, index)
+        drop, vector = chances(self._config, row.epoch, index)
+        try:
+            record = self._source[index]
+            id_, caption = record["id"].decode(), record["caption"].decode()
+        except Exception as error:  # the record reader and its parser name no types
+            raise BrokenExample(f"record {index}", " ".join(str(error).split())) from error
+        dropped, use = drop < self._config.caption_dropout, vector < self._config.image_vector_probability
+        return {
+            "ids": id_,
+            "caption": "" if dropped else caption,
+            "bucket": self._sizes[row.bucket],
+            "use_image": np.bool_(use),
+            **self._content(record, id_, self._sizes[row.bucket], place, dropped, use),
+        }
+
+    def _content(
+        self, record: dict[str, Any], id_: str, size: HW, place: tuple[float, float], dropped: bool, use: bool
+    ) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class _ReadImage(_Read):
+    def _content(
+        self, record: dict[str, Any], id_: str, size: HW, place: tuple[float, float], dropped: bool, use: bool
+    ) -> dict[str, Any]:
+        try:
+            image = images.decode(record["image"])
+        except images.BrokenImage as error:
+            raise BrokenExample(id_, str(error)) from error
+        image, low = crop_pair(image, size, place, self._config)
+        out = {"image": images.pixels(image), "image_lr": images.pixels(low)}
+        if s := self._config.clip_image_size:
+            out["image_clip"] = np.zeros((s, s, 3), np.float32)
+            if use:
+                from ultrapixel_jax.models.clip_vision import preprocess
+
+                out["image_clip"] = preprocess([image], s)[0]
+        return out
+
+
+class _ReadCached(_Read):
+    def __init__(self, dataset: Dataset, config: DataConfig, sizes: list[HW]) -> None:
+        super().__init__(dataset, config, sizes)
+        try:
+            with np.load(dataset.directory / EMPTY_PROMPT, allow_pickle=False) as arrays:
+                self._empty = {name: arrays[name] for name in ("text_states", "text_pooled")}
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"data {config.path!r} has no usable {EMPTY_PROMPT}; cache it again") from error
+
+    def _content(
+        self, record: dict[str, Any], id_: str, size: HW, place: tuple[float, float], dropped: bool, use: bool
+    ) -> dict[str, Any]:
+        names = ("latent", "latent_lr", "text_states", "text_pooled", "image_vector")
+        out = {name: record[name] for name in names}
+        if dropped:
+            out |= {name: array.astype(out[name].dtype) for name, array in self._empty.items()}
+        if not use:
+            out["image_vector"] = np.zeros_like(out["image_vector"])
+        return out
+
+
+def place_of(config: DataConfig, epoch: int, index: int) -> tuple[float, float]:
+    """Where example `index` is cropped in `epoch`: y and x in [0, 1)."""
+    y, x = uniforms(4, (config.seed, EXAMPLE, epoch, index))[:2].tolist()
+    return y, x
+
+
+def chances(config: DataConfig, epoch: int, index: int) -> tuple[float, float]:
+    """Numbers in [0, 1) that decide on its caption and on its image vector."""
+    caption, vector = uniforms(4, (config.seed, EXAMPLE, epoch, index))[2:].tolist()
+    return caption, vector
+
+
+def crop_pair(image: Any, size: HW, place: tuple[float, float], config: DataConfig) -> tuple[Any, Any]:
+    """An image brought to its bucket's size, and the low-resolution copy; Pillow images."""
+    image = images.crop(images.cover(image, size), size, *place)
+    return image, images.low_resolution(image, lr_size(*size, config.lr_side), config.lr_resize)
+
+
+def _stack(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rows to a batch: arrays are stacked, strings listed."""
+    out: dict[str, Any] = collections.defaultdict(list)
+    for row in rows:
+        for name, value in row.items():
+            out[name].append(value)
+    batch = {name: np.stack(v) if isinstance(v[0], (np.ndarray, np.bool_)) else v for name, v in out.items()}
+    return {**batch, "bucket": rows[0]["bucket"], "replaced": list(itertools.chain(*out["replaced"]))}

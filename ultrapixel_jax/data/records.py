@@ -1,0 +1,336 @@
+"""Datasets on disk: tensorflow-datasets builders (without TensorFlow) over ArrayRecord shards.
+
+    DIR/<name>-train.array_record-00000-of-00010    the shards
+    DIR/dataset_info.json, features.json            tensorflow-datasets' own description
+    DIR/sizes.npy                                   int32 (n, 2): height and width of every example, in
+                                                    their order, so that buckets need no decoding
+    DIR/report.json                                 what was skipped; written last: it makes DIR complete
+
+While it is being written, DIR/.build holds one small JSON file for each shard that is done. A shard is
+written elsewhere and put in its place whole, its JSON file after it; so whatever kills the program, the
+same command goes on with the shards that have none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from jaxtyping import Int32
+from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT
+
+from ultrapixel_jax.data.paths import FULL, is_remote, local_copy, move_in, user_errors, write_whole
+from ultrapixel_jax.errors import UserError
+
+SPLIT = "train"
+SIZES = "sizes.npy"
+REPORT = "report.json"
+WORK = ".build"
+"""Directory with the state of an unfinished build."""
+PLAN = "plan.json"
+
+BF16 = ml_dtypes.bfloat16
+ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
+
+
+class _Shards(tfds.core.ShardBasedBuilder):
+    """A builder whose shards `write_shard` writes, one by one and in any process."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    skip_registration = True
+
+    def _shard_iterators_per_split(self, dl_manager: Any) -> Any:
+        raise NotImplementedError("`write_shard` writes the shards, so that a build can be resumed")
+
+
+class CaptionedImages(_Shards):
+    """Images as they were encoded, with captions."""
+
+    name = "captioned_images"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, 3)),  # JPEG, PNG or WebP bytes
+                "caption": tfds.features.Text(),
+                "id": tfds.features.Text(),
+                "height": np.int32,  # pixels, upright
+                "width": np.int32,
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+
+class CachedLatents(_Shards):
+    """What the encoders make of images and captions; bfloat16. Height and width are the bucket's."""
+
+    name = "cached_latents"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        def tensor(*shape: int | None) -> tfds.features.Tensor:
+            return tfds.features.Tensor(shape=shape, dtype=BF16, encoding="bytes")
+
+        features = tfds.features.FeaturesDict(
+            {
+                "latent": tensor(None, None, None),  # (h, w, c) by the EffNet encoder
+                "latent_lr": tensor(None, None, None),
+                "text_states": tensor(None, None),  # (tokens, c)
+                "text_pooled": tensor(None),
+                "image_vector": tensor(None),
+                "caption": tfds.features.Text(),
+                "id": tfds.features.Text(),
+                "height": np.int32,  # pixels
+                "width": np.int32,
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+
+Kind = type[CaptionedImages] | type[CachedLatents]
+
+
+@dataclasses.dataclass
+class ShardReport:
+    """What one shard holds, as noted in its JSON file."""
+
+    sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    """Height and width of its examples."""
+    bytes: int = 0
+    """Of the serialised examples."""
+    skipped: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    """Id, reason and detail of what became no example."""
+
+
+def _builder(kind: Kind, directory: epath.Path) -> Any:
+    # `data_dir` is where tensorflow-datasets would look for other versions; it writes nothing there.
+    return kind(data_dir=directory / WORK, file_format=ARRAY_RECORD)
+
+
+def _template(kind: Kind, directory: epath.Path) -> tfds.core.ShardedFileTemplate:
+    return tfds.core.ShardedFileTemplate(
+        dataset_name=kind.name, data_dir=directory, split=SPLIT, filetype_suffix="array_record"
+    )
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+def start(directory: epath.Path, plan: dict[str, Any]) -> bool:
+    """Prepare `directory` for the build that `plan` (JSON-able) describes, or continue it.
+
+    Returns:
+        False if that very build is complete.
+
+    Raises:
+        UserError: something else is there, or an unfinished build of another plan.
+    """
+    plan = json.loads(json.dumps(plan))  # as it comes back from the file
+    with user_errors(directory, "output"):
+        if (directory / REPORT).exists():
+            if read_json(directory / REPORT).get("plan") == plan:
+                return False
+            raise UserError(f"output {directory} holds another dataset; remove it or choose another name")
+        work = directory / WORK
+        if (work / PLAN).exists():
+            if read_json(work / PLAN) != plan:
+                raise UserError(
+                    f"output {directory} holds an unfinished build of another source or with other options; "
+                    "remove it to start again, or repeat the command that began it"
+                )
+            for path in work.iterdir():
+                if ".partial" in path.name:  # of a process that was killed
+                    path.unlink()
+            return True
+        if directory.exists() and any(p.name != WORK for p in directory.iterdir()):
+            raise UserError(f"output {directory} exists and is not empty; remove it or choose another name")
+        work.mkdir(parents=True, exist_ok=True)
+        write_whole(work / PLAN, json.dumps(plan).encode())
+    return True
+
+
+def shard_done(directory: epath.Path, index: int) -> ShardReport | None:
+    """The report of shard `index`, None if it is still to be written."""
+    path = directory / WORK / f"{index:05d}.json"
+    if not path.exists():
+        return None
+    values = read_json(path)
+    return ShardReport(
+        [(h, w) for h, w in values["sizes"]], values["bytes"], [tuple(s) for s in values["skipped"]]
+    )
+
+
+def write_shard(
+    kind: Kind,
+    directory: epath.Path,
+    index: int,
+    count: int,
+    examples: Iterable[dict[str, Any]],
+    report: ShardReport,
+) -> None:
+    """Write shard `index` of `count`; `examples` may add to `report.skipped` while it is consumed.
+
+    Raises:
+        UserError: it cannot be written, or the disk is full.
+    """
+    builder = _builder(kind, directory)
+    serializer = tfds.core.ExampleSerializer(builder.info.features.get_serialized_info())
+
+    def serialized() -> Iterator[tuple[int, bytes]]:
+        for i, example in enumerate(examples):
+            data = serializer.serialize_example(builder.info.features.encode_example(example))
+            report.sizes.append((example["height"], example["width"]))
+            report.bytes += len(data)
+            yield i, data
+
+    target = _template(kind, directory).sharded_filepath(shard_index=index, num_shards=count)
+    with user_errors(directory, "output"), contextlib.ExitStack() as stack:
+        if is_remote(directory):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = Path(directory / WORK)
+        partial = folder / f"{index:05d}.partial-{os.getpid()}"
+        stack.callback(partial.unlink, missing_ok=True)
+        try:
+            tfds.core.ExampleWriter(ARRAY_RECORD).write(partial, serialized())
+            # The writer does not notice a full disk; the file does not open then.
+            written = ADAPTER_FOR_FORMAT[ARRAY_RECORD].num_examples(partial)
+        except (RuntimeError, ValueError) as error:
+            raise OSError(FULL[0], "No space left") if _looks_full(error) else error from error
+        if written != len(report.sizes):
+            raise UserError(f"output {directory}: shard {index} was not written whole; is the disk full?")
+        move_in(partial, target)
+        note = directory / WORK / f"{index:05d}.json"
+        write_whole(note, json.dumps(dataclasses.asdict(report)).encode())
+
+
+def _looks_full(error: Exception) -> bool:
+    return any(text in str(error) for text in ("No space left", "quota", "File too large"))
+
+
+def finish(
+    kind: Kind,
+    directory: epath.Path,
+    plan: dict[str, Any],
+    shards: Sequence[ShardReport],
+    extra: dict[str, bytes] | None = None,
+) -> dict[str, Any]:
+    """Describe the written shards, and so complete the dataset; returns the report.
+
+    `extra` are further files by name.
+    """
+    builder = _builder(kind, directory)
+    info = tfds.core.SplitInfo(
+        name=SPLIT,
+        shard_lengths=[len(shard.sizes) for shard in shards],
+        num_bytes=sum(shard.bytes for shard in shards),
+        filename_template=_template(kind, directory),
+    )
+    builder.info.set_splits(tfds.core.SplitDict([info]))
+    report = make_report(plan, shards)
+    paths = [_template(kind, directory).sharded_filepath(shard_index=i, num_shards=len(shards))
+             for i in range(len(shards))]  # fmt: skip
+    with user_errors(directory, "output"), tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / SIZES, np.array([s for shard in shards for s in shard.sizes], np.int32))
+        write_whole(directory / SIZES, (Path(folder) / SIZES).read_bytes())
+        for name, data in (extra or {}).items():
+            write_whole(directory / name, data)
+        builder.info.write_to_directory(directory)
+        report["files"] = {path.name: path.stat().length for path in paths}
+        write_whole(directory / REPORT, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+        (directory / WORK).rmtree()
+    return report
+
+
+def make_report(plan: dict[str, Any], shards: Sequence[ShardReport]) -> dict[str, Any]:
+    """What became of the source: examples, and every skipped item with its reason."""
+    skipped = [
+        {"id": id_, "reason": reason, "detail": detail}
+        for shard in shards
+        for id_, reason, detail in shard.skipped
+    ]
+    reasons = sorted({entry["reason"] for entry in skipped})
+    return {
+        "plan": plan,
+        "examples": sum(len(shard.sizes) for shard in shards),
+        "skipped": {reason: sum(entry["reason"] == reason for entry in skipped) for reason in reasons},
+        "skipped_items": skipped,
+    }
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A complete dataset, open for reading."""
+
+    directory: epath.Path
+    """Where it is read from: a local copy, if it is remote."""
+    source: Any
+    """Examples by index, images as their encoded bytes; can be sent to worker processes."""
+    sizes: Int32[np.ndarray, "n 2"]
+    """Height and width by index."""
+    plan: dict[str, Any]
+    """What it was made from."""
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+def open_dataset(path: str | os.PathLike[str], kind: Kind, cache_dir: str = "") -> Dataset:
+    """Open what `finish` completed.
+
+    Raises:
+        UserError: nothing there, unfinished, of another kind, or damaged.
+    """
+    directory = epath.Path(path)
+    with user_errors(directory, "data"):
+        if not directory.exists():
+            raise UserError(f"data {path!s} does not exist; make it with python -m ultrapixel_jax.data.build")
+        if not (directory / REPORT).exists():
+            state = "an unfinished build: repeat its command" if (directory / WORK).exists() else "no dataset"
+            raise UserError(f"data {path!s} is {state} (it has no {REPORT})")
+        names = [p.name for p in directory.iterdir() if p.is_file() and not p.name.startswith(".")]
+        directory = local_copy(directory, cache_dir, names)
+        try:
+            builder: Any = tfds.builder_from_directory(directory)
+            if builder.info.name != kind.name:
+                raise UserError(
+                    f"data {path!s} holds {builder.info.name}, not {kind.name}; set data.cached accordingly"
+                )
+            images = {"image": tfds.decode.SkipDecoding()} if kind is CaptionedImages else None
+            source = builder.as_data_source(split=SPLIT, decoders=images)  # pyright: ignore[reportCallIssue]
+            sizes = np.load(directory / SIZES, allow_pickle=False)
+            report = read_json(directory / REPORT)
+            for name, size in report["files"].items():
+                if (directory / name).stat().length != size:
+                    raise ValueError(f"{name} has not the {size} bytes that were written")
+            if len(source) != len(sizes):
+                raise ValueError(f"{len(source)} examples but {len(sizes)} sizes")
+        except (UserError, OSError, ImportError):
+            raise
+        except Exception as error:  # the readers of protocol buffers and records name no types
+            text = " ".join(str(error).split())[:200]
+            raise UserError(f"data {path!s} is damaged ({text}); build it again") from error
+    if not len(sizes):
+        raise UserError(f"data {path!s} holds no examples; build it from another source")
+    return Dataset(directory, source, sizes, report["plan"])
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The object in a JSON file; `UserError` if it is damaged."""
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); build again into another directory") from error
+    return values if isinstance(values, dict) else {}
