@@ -1,4 +1,4 @@
-"""Every test sees 8 virtual CPU devices; implicit rank promotion and warnings are errors."""
+"""Every test sees 8 virtual CPU devices; implicit rank promotion is an error."""
 
 from __future__ import annotations
 
