@@ -227,23 +227,11 @@ def use_compilation_cache(options: Options) -> Path | None:
     """Turn jax's compilation cache on; returns its directory, None where there is none."""
     if options.no_cache:
         return None
-    import jax
-    import platformdirs
+    from ultrapixel_jax import compilation_cache
 
-    from ultrapixel_jax.pictures import check_writable
-
-    path = options.cache_dir or platformdirs.user_cache_path("ultrapixel_jax") / "compilation"
-    try:
-        check_writable(path)
-    except UserError as error:
-        if options.cache_dir is not None:
-            raise
-        note(f"no compilation cache: {error}", kind="warning")  # a home that is read-only is no mistake
-        return None
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    # By default jax leaves small and quick programs out, and those add up over the stages.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    path = compilation_cache.use(options.cache_dir)
+    if path is None:
+        note("no compilation cache: the user's cache directory cannot be written", kind="warning")
     return path
 
 

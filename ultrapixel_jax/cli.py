@@ -27,7 +27,7 @@ from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.requests import MAX_SEED, check_prompt
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "rows")
 SETTINGS = ("steps", "cfg", "shift", "sampler", "eta", "schedule")
 """Options of a sampler; each also exists with ``-b`` for stage B."""
 WITH_REPRODUCE = frozenset(

@@ -450,11 +450,11 @@ def _revive(hint: Any, value: Any) -> Any:
     return value
 
 
-def load_config(path: str | Path) -> CascadeConfig:
-    """Run the Python file at `path` and return its `config`.
+def load_config(path: str | Path, kind: type = CascadeConfig) -> Any:
+    """Run the Python file at `path` and return its `config`, which must be a `kind`.
 
     Raises:
-        UserError: no such file, an error in it, or no `CascadeConfig` named `config` in it.
+        UserError: no such file, an error in it, or no `kind` named `config` in it.
     """
     path = Path(path)
     if not path.is_file():
@@ -467,8 +467,9 @@ def load_config(path: str | Path) -> CascadeConfig:
         raise UserError(f"{path}: {_explain_type_error(error)}") from error
     except Exception as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
-    if not isinstance(config, CascadeConfig):
-        raise UserError(f"{path} must define `config = CascadeConfig(...)`, found {type(config).__name__}")
+    if not isinstance(config, kind):
+        found = type(config).__name__
+        raise UserError(f"{path} must define `config = {kind.__name__}(...)`, found {found}")
     return config
 
 

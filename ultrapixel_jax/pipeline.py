@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float, UInt8
 
 from ultrapixel_jax import sizes
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
@@ -230,22 +232,49 @@ class Cascade:
         with _on(self._mesh):
             prompts = self._encode_text(filled)
             low, latent = self._stage_c(filled, bucket, prompts, progress)
-            if preview:
-                with self.report.stage("A"):
-                    images = np.asarray(self._preview(self._variables, latent))
-                stage_b = None
-            else:
-                stage_b = self._stage_b(filled, bucket, prompts, latent, progress)
-                with self.report.stage("A"):
-                    images = self._stage_a(stage_b, bucket.pixels, tile, decode_bytes)
+            stage_b, images = self._decode_latent(
+                filled, bucket, prompts, latent, preview, progress, tile, decode_bytes
+            )
         latents = {"stage_c_low": low, "stage_c": latent, "stage_b": stage_b}
-        arrays = {name: np.asarray(x, np.float32) for name, x in latents.items() if x is not None}
+        arrays = {name: fetch(x).astype(np.float32) for name, x in latents.items() if x is not None}
         results = []
         for i, request in enumerate(requests):
             # A bucket holds sizes that differ by less than 8 pixels; each gets its own crop.
             image = images[i] if preview else images[i, : request.height, : request.width]
             results.append(Result(image, {name: x[i] for name, x in arrays.items()}))
         return results
+
+    def decode(
+        self, requests: Sequence[Request], bucket: Bucket, latent: Float[np.ndarray, "b h w c"]
+    ) -> UInt8[np.ndarray, "b hp wp 3"]:
+        """Pictures by stages B and A of stage C latents that come from elsewhere; one request for each."""
+        with _on(self._mesh):
+            prompts = self._encode_text(requests)
+            args = (requests, bucket, prompts, jnp.asarray(latent), False, None, None, 4 * 10**9)
+            return self._decode_latent(*args)[1]
+
+    def replace_variables(self, variables: dict[str, Any]) -> None:
+        """Sample with other variables of the same shapes from now on; compiles nothing anew."""
+        self._variables = variables
+
+    def _decode_latent(
+        self,
+        requests: Sequence[Request],
+        bucket: Bucket,
+        prompts: Prompts,
+        latent: Any,
+        preview: bool,
+        progress: ReportSteps | None,
+        tile: int | None,
+        decode_bytes: int,
+    ) -> tuple[Any, np.ndarray]:
+        """Stage B's latent (None when previewed) and the pictures, uint8, of stage C's latent."""
+        if preview:
+            with self.report.stage("A"):
+                return None, fetch(self._preview(self._variables, latent))
+        stage_b = self._stage_b(requests, bucket, prompts, latent, progress)
+        with self.report.stage("A"):
+            return stage_b, self._stage_a(stage_b, bucket.pixels, tile, decode_bytes)
 
     def _encode_text(self, requests: Sequence[Request]) -> Prompts:
         """Encode prompts and negative prompts, stacked."""
@@ -359,6 +388,13 @@ class Cascade:
             done, chunk = last, max(1, min(steps, int(CHUNK_SECONDS / max(per_step, 1e-6))))
             progress(stage, done, steps)
         return state
+
+
+def fetch(x: Any) -> np.ndarray:
+    """An array on the host; where processes share it, all of it in each of them."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,9 @@ from ultrapixel_jax.config import (
     ClipVisionConfig,
     ControlNetConfig,
     DiffusionConfig,
+    EfficientNetConfig,
+    EfficientNetStage,
+    EffnetEncoderConfig,
     GuidanceConfig,
     LevelConfig,
     LoraConfig,
@@ -43,6 +46,19 @@ config = CascadeConfig(
     stage_a=StageAConfig(c_hidden=32, bottleneck_blocks=2, codebook_size=64),
     clip_text=ClipTextConfig(vocab_size=514, width=48, layers=2, heads=4, mlp_width=96, projection=48),
     clip_vision=ClipVisionConfig(image_size=28, width=48, layers=2, heads=4, mlp_width=96, projection=40),
+    effnet_encoder=EffnetEncoderConfig(
+        EfficientNetConfig(
+            stem=8,
+            stages=(
+                EfficientNetStage("fused", 1, 1, 8, 1),
+                EfficientNetStage("fused", 2, 2, 16, 1),
+                EfficientNetStage("fused", 2, 2, 16, 1),
+                EfficientNetStage("mbconv", 2, 2, 24, 1),
+                EfficientNetStage("mbconv", 2, 2, 32, 1),
+            ),
+            head=64,
+        )
+    ),
     previewer=PreviewerConfig(channels=(32, 16, 16, 16)),
     controlnet=ControlNetConfig(channels=64, slots=(0, 2, 3, 5)),
     lora=LoraConfig(stage_c=stage_c, text_width=48),

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from ultrapixel_jax.errors import UserError
 
 P = PartitionSpec
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "rows")
 
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # The last linear layer of an MLP or of an attention takes what `tensor` split and joins it again.
@@ -39,7 +39,7 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
 
 ACTIVATION_AXES: Mapping[str, tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
-    "height": None,
+    "height": ("rows",),
     "width": None,
     "tokens": None,
     "channel": None,
@@ -47,7 +47,7 @@ ACTIVATION_AXES: Mapping[str, tuple[str, ...] | None] = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh with the given sizes of the axes data, fsdp and tensor; axes not named have size 1.
+    """Mesh with the given sizes of `MESH_AXES`; axes not named have size 1.
 
     Raises:
         UserError: an unknown axis, or a product that is not the number of devices.
@@ -62,7 +62,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"mesh {text} needs {math.prod(shape)} devices, but there are {len(devices)}; "
             "make the product of its axes equal to the number of devices"
         )
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
 def parameter_spec(path: str, shape: tuple[int, ...]) -> PartitionSpec:
@@ -101,11 +101,17 @@ def batch_multiple(mesh: Mesh | None) -> int:
 def constrain(x: Array, *axes: str) -> Array:
     """Place activation `x`, whose axes have these names, as the table says; nothing without a mesh.
 
+    An axis that the mesh does not divide stays whole, such as the rows of a small LR map.
+
     Raises:
         KeyError: an axis name that is not in the table.
     """
-    spec = P(*(ACTIVATION_AXES[name] for name in axes))
+    places = [ACTIVATION_AXES[name] for name in axes]
     mesh: Any = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec)
+    fitted = [
+        place if isinstance(size, int) and size % math.prod(mesh.shape[a] for a in place or ()) == 0 else None
+        for size, place in zip(x.shape, places, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, P(*fitted))

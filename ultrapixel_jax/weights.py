@@ -12,16 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ultrapixel_jax import components, named_weights
-from ultrapixel_jax.checkpoint import restore
-from ultrapixel_jax.config import CascadeConfig, from_dict, to_dict
-from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.manifest import Manifest, identity, read_manifest
+from ultrapixel_jax.config import CascadeConfig
+from ultrapixel_jax.models import lora
 from ultrapixel_jax.placeholder import config as placeholder_config
 from ultrapixel_jax.sharding import parameter_sharding
+from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.tokenizer import BYTE_TOKENIZER
 
-RUN_TIME_FIELDS = ("timestep", "up_guide_weights", "dropout")
-"""Fields that a configuration may change without changing any weight's shape or meaning."""
 FLOAT32_ALWAYS = ("stage_a", "previewer")
 """Components that are kept in float32: bfloat16 has fewer values in [0, 1] than a byte."""
 
@@ -46,15 +43,18 @@ def load_weights(
     dtype: str,
     mesh: jax.sharding.Mesh | None,
     preview: bool,
+    ema: bool = True,
 ) -> Weights:
     """Load what sampling needs, straight onto the devices.
 
     Args:
-        checkpoint: directory written by conversion, or None for weights made from names.
+        checkpoint: directory written by conversion, or that of a training run; None for weights made
+            from names.
         config: what to use instead of the checkpoint's own configuration, where weights allow.
         dtype: of the weights, but for `FLOAT32_ALWAYS`.
         mesh: devices to spread over.
         preview: the previewer instead of stages B and A.
+        ema: of a training run, the moving average of its parameters.
 
     Raises:
         UserError: a component is missing, damaged, or of another size than `config` says.
@@ -62,42 +62,46 @@ def load_weights(
     wanted = ["clip_text", "stage_c", "guidance", *(["previewer"] if preview else ["stage_b", "stage_a"])]
     if checkpoint is None:
         return _placeholder(config or placeholder_config, wanted, dtype, mesh)
-    manifest = read_manifest(checkpoint)
-    cascade = _configuration(checkpoint, manifest, config, wanted)
-    if cascade.guidance is None:
-        wanted.remove("guidance")
-    variables = {}
-    for name in wanted:
-        like = components.abstract(name, getattr(cascade, name))
-        variables[name] = restore(
-            checkpoint, name, like=like, dtype=_dtype(name, dtype), shardings=_shardings(mesh)
-        )
-    return Weights(cascade, identity(checkpoint), checkpoint / "tokenizer", variables)
+    sources = Sources([checkpoint], ema=ema)
+    return from_sources(sources, config, wanted, what=f"sampling from {checkpoint}", dtype=dtype, mesh=mesh)
+
+
+def from_sources(
+    sources: Sources,
+    config: CascadeConfig | None,
+    wanted: Sequence[str],
+    *,
+    what: str,
+    dtype: str,
+    mesh: jax.sharding.Mesh | None,
+) -> Weights:
+    """The networks `wanted` of `sources`; `guidance` may be missing, and LoRA is added where there is one."""
+    cascade = _configuration(sources, config, wanted, what)
+    place = None if mesh is None else lambda path, struct: parameter_sharding(path, struct.shape, mesh)
+    variables = {
+        name: sources.load(name, getattr(cascade, name), dtype=_dtype(name, dtype), place=place)
+        for name in wanted
+        if getattr(cascade, name) is not None
+    }
+    if "stage_c" in variables and "lora" in sources.entries:
+        variables["stage_c"] = lora.merge(variables["stage_c"], sources.load("lora", cascade.lora))
+    return Weights(cascade, sources.identity, sources.tokenizer, variables)
 
 
 def _configuration(
-    directory: Path, manifest: Manifest, given: CascadeConfig | None, wanted: Sequence[str]
+    sources: Sources, given: CascadeConfig | None, wanted: Sequence[str], what: str
 ) -> CascadeConfig:
-    """The checkpoint's configuration, or the given one if it fits the checkpoint."""
-    found = {
-        name: from_dict(components.CONFIGS[name], info.config)
-        for name, info in manifest.components.items()
-        if name in components.CONFIGS
-    }
-    optional = ("guidance",) if given is None or given.guidance is None else ()
-    for name in wanted:
-        if name not in found and name not in optional:
-            raise UserError(
-                f"checkpoint {directory} has no {name}, only {', '.join(manifest.components)}; convert "
-                "again with its file among the sources"
-            )
-    if given is None:
-        return CascadeConfig(**{"guidance": None, **_consistent(found)})
-    for name in wanted:
-        ours, theirs = getattr(given, name), found.get(name)
-        if ours is not None and theirs is not None and (d := _difference(to_dict(ours), to_dict(theirs))):
-            raise UserError(f"checkpoint {directory} is of another variant: {name}{d}")
-    return given
+    """The sources' configuration, or the given one."""
+    found = {name: entry.config for name, entry in sources.entries.items()}
+    guided = "guidance" in found if given is None else given.guidance is not None
+    sources.require([name for name in wanted if name != "guidance" or (given and guided)], what)
+    if given is not None:
+        return given
+    base = sources.config or CascadeConfig()
+    guidance = found.get("guidance")
+    if sources.config is not None:
+        return dataclasses.replace(base, **{**found, "guidance": guidance})
+    return CascadeConfig(**{"guidance": guidance, **_consistent(found)})
 
 
 def _consistent(found: dict[str, Any]) -> dict[str, Any]:
@@ -114,29 +118,8 @@ def _consistent(found: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _difference(ours: Any, theirs: Any, path: str = "") -> str | None:
-    """The first field in which two configurations differ, in words; fields of run time do not count."""
-    if isinstance(ours, dict):
-        for key in ours:
-            if key not in RUN_TIME_FIELDS and (d := _difference(ours[key], theirs.get(key), f"{path}.{key}")):
-                return d
-        return None
-    if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)) and len(ours) == len(theirs):
-        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            if d := _difference(a, b, f"{path}[{i}]"):
-                return d
-        return None
-    return None if ours == theirs else f"{path} is {theirs} there, {ours} in the configuration"
-
-
 def _dtype(name: str, dtype: str) -> Any:
     return jnp.float32 if name in FLOAT32_ALWAYS else jnp.dtype(dtype)
-
-
-def _shardings(mesh: jax.sharding.Mesh | None) -> Any:
-    if mesh is None:
-        return None
-    return lambda path, struct: parameter_sharding(path, struct.shape, mesh)
 
 
 def _placeholder(

@@ -1,4 +1,7 @@
-"""Loss weights by logSNR (§5): P2, and the adaptive one that divides by a running mean of the loss."""
+"""The training objective (paper eq. 5; §5): noise that is drawn, added, predicted, and weighted by logSNR.
+
+Weights are P2, or the adaptive one that divides by a running mean of the loss.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ultrapixel_jax.diffusion import schedule
+
 BUCKETS = 300
 LOGSNR_RANGE = (-10.0, 10.0)
 WEIGHT_RANGE = (1e-7, 1e7)
 MOMENTUM = 0.99
+
+
+def draw_t(uniform: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """The t of training samples, from numbers in [0, 1): `clip(1 − U + 0.001, 0.001, 1)`."""
+    return jnp.clip(1 - uniform + 0.001, 0.001, 1.0)
+
+
+def diffuse(
+    x0: Float[Array, "b h w c"], epsilon: Float[Array, "b h w c"], logsnr: Float[Array, " b"]
+) -> Float[Array, "b h w c"]:
+    """`x_t = a·x₀ + b·ε`, float32."""
+    a, b = (v[:, None, None, None] for v in schedule.scalings(logsnr, xp=jnp))
+    return a * x0.astype(jnp.float32) + b * epsilon.astype(jnp.float32)
+
+
+def epsilon_loss(predicted: Float[Array, "b h w c"], epsilon: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+    """Mean squared error of each sample, float32."""
+    return jnp.square(predicted.astype(jnp.float32) - epsilon.astype(jnp.float32)).mean((1, 2, 3))
 
 
 def p2_weight(logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:

@@ -1,0 +1,143 @@
+"""Train UltraPixel, or the models beneath it.
+
+    python train.py configs/train/guidance.py --sources CHECKPOINT --data.path DATA --output RUN
+
+The same command continues a run that was stopped or killed, with the same losses as if it had not been.
+`python train.py PRESET.py --help` explains every field.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ultrapixel_jax.cli import one_line
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.training.options import parse
+
+if TYPE_CHECKING:
+    from ultrapixel_jax.training.config import TrainConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    try:
+        return train(parse(argv))
+    except UserError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def train(config: TrainConfig) -> int:
+    """Train as `config` says until it is done, or until SIGTERM."""
+    import jax
+    import numpy as np
+
+    from ultrapixel_jax import compilation_cache
+    from ultrapixel_jax.training import machines
+
+    # ── Machines ───────────────────────────────────────────────────────────────────────────────────────
+    machines.join(config.machines)
+    compilation_cache.use()
+    mesh = machines.mesh_of(config.mesh)
+
+    from ultrapixel_jax.data.loader import Loader
+    from ultrapixel_jax.sources import Sources
+    from ultrapixel_jax.training import state as states
+    from ultrapixel_jax.training.checkpoints import RunCheckpoints
+    from ultrapixel_jax.training.inputs import Inputs, share_of_batch
+    from ultrapixel_jax.training.log import Log, check_finite
+    from ultrapixel_jax.training.optimizer import make_optimizer
+    from ultrapixel_jax.training.pictures import make_pictures, save_pictures
+    from ultrapixel_jax.training.step import make_step
+    from ultrapixel_jax.training.tasks import make_task
+
+    with jax.set_mesh(mesh):
+        # ── Data ───────────────────────────────────────────────────────────────────────────────────────
+        index, count = share_of_batch(mesh, config.data.batch_size)
+        task = make_task(config)
+        task.check()
+        loader = Loader(config.data, process_index=index, process_count=count)
+
+        # ── Networks: which are trained, which are frozen, where they come from ───────────────────────
+        sources = Sources(config.sources)
+        if config.random_frozen:
+            sources.fill_with_random(config.model, config.seed)
+        sources.require(task.frozen, f"training {', '.join(task.trained)}")
+        inputs = Inputs(task, sources.tokenizer, mesh)
+        draw = make_pictures(task, sources, mesh) if config.pictures.every else None
+
+        # ── State: that of the newest checkpoint, or a fresh one ───────────────────────────────────────
+        checkpoints = RunCheckpoints(config.output, config.checkpoints)
+        checkpoints.start(config)
+        optimizer = make_optimizer(config.optimizer, config.steps)
+        create = states.creator(task, optimizer)
+        given = states.given(task, sources)
+        abstract = jax.eval_shape(create, given)
+        shardings = states.state_shardings(abstract, optimizer, mesh)
+        if checkpoints.latest is None:
+            state = jax.jit(create, out_shardings=shardings)(given)
+        else:
+            state, data = checkpoints.restore(states.place(abstract, shardings))
+            loader.restore(data)
+        del given
+        frozen = states.frozen(task, sources, mesh)
+
+        # ── Step, compiled once per bucket ─────────────────────────────────────────────────────────────
+        step = jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+        compiled: dict[Any, Any] = {}
+
+        # ── Loop ───────────────────────────────────────────────────────────────────────────────────────
+        start = int(state.step)
+        log = Log(
+            checkpoints.directory, config.log, steps=config.steps, start=start,
+            batch_size=config.data.batch_size,
+        )  # fmt: skip
+        log.describe(task, state, mesh, loader)
+
+        def settle(step: int, metrics: Any, batch: Any) -> None:
+            """Take the metrics of a step once it has run."""
+            metrics = jax.tree.map(np.asarray, metrics)
+            check_finite(step, metrics, batch)
+            log.add(step, metrics, 0.0)
+
+        try:
+            with loader, machines.Stop() as stop:
+                waiting = None
+                for n in range(start + 1, config.steps + 1):
+                    with log.waiting():
+                        batch = next(loader)
+                    arrays = inputs(batch)
+                    shapes = tuple(x.shape for x in arrays.values())
+                    if shapes not in compiled:
+                        with log.paused():
+                            compiled[shapes] = step.lower(state, frozen, arrays).compile()
+                    state, metrics = compiled[shapes](state, frozen, arrays)
+                    # While the device runs step n, the host looks at step n − 1.
+                    if waiting is not None:
+                        settle(*waiting)
+                    waiting = (n, metrics, batch)
+                    stopped = stop.at(n)
+                    last = n == config.steps or stopped
+                    if last or n % config.checkpoints.every == 0:
+                        settle(*waiting)  # so that nothing is saved that is not finite
+                        waiting = None
+                        checkpoints.save(state, loader.state())
+                    if draw is not None and (n % config.pictures.every == 0 or n == config.steps):
+                        with log.paused():
+                            save_pictures(log, checkpoints.directory, n, draw(state, frozen, batch))
+                    if stopped:
+                        log.say(f"stopped at step {n}: the same command continues")
+                        break
+        finally:
+            log.close()
+        checkpoints.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

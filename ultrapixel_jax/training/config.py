@@ -1,0 +1,332 @@
+"""How a run trains: one frozen dataclass, its presets in `configs/train/`. Imports no jax.
+
+Every field can be overridden on the command line of `train.py` (`--optimizer.learning-rate 3e-4`), and
+its docstring is the help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from ultrapixel_jax.config import CascadeConfig, ScheduleName, check_dtype
+from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.errors import UserError
+
+LossWeight = Literal["adaptive", "p2", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionTraining:
+    """How noise is drawn and its prediction weighted (section 5)."""
+
+    schedule: ScheduleName = "cosine"
+    """Noise schedule."""
+    shift: float = 1.0
+    """Adds 2·log(1/shift) to logSNR."""
+    loss_weight: LossWeight = "adaptive"
+    """By logSNR: `adaptive` divides by the running mean of the loss, `p2` is 1/(1 + SNR)."""
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0:
+            raise UserError(f"task.diffusion.shift {self.shift} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceTask:
+    """UltraPixel: the four guidance networks on a frozen stage C (paper eq. 5)."""
+
+    diffusion: DiffusionTraining = DiffusionTraining()
+    frozen_dropout: bool = False
+    """Keep the frozen network's dropout on in the HR pass, as the released implementation does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraTask:
+    """Low-rank changes of stage C's attention alone, without guidance (the paper's ablation)."""
+
+    diffusion: DiffusionTraining = DiffusionTraining()
+    frozen_dropout: bool = False
+    """Keep the frozen network's dropout on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCTask:
+    """Stage C from latents and text."""
+
+    diffusion: DiffusionTraining = DiffusionTraining()
+    train_text_encoder: bool = False
+    """Train the text encoder too, from nothing or from a source; else it is frozen."""
+    dropout: bool = True
+    """The configured dropout on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageBTask:
+    """Stage B, from stage A's latent, the EffNet latent and pooled text."""
+
+    diffusion: DiffusionTraining = DiffusionTraining()
+    train_encoder: bool = True
+    """Train the EffNet encoder with it; else it is frozen."""
+    condition_scales: tuple[float, ...] = (0.5, 0.625, 0.75, 0.875, 1.0)
+    """The encoder sees the image at one of these scales, drawn anew for each micro-batch."""
+    condition_dropout: float = 0.1
+    """Probability that an image's EffNet latent is replaced by zeros."""
+    pyramid_levels: tuple[int, int] = (1, 16)
+    """Shortest side of the coarsest and finest map of the pyramid noise; 0 0 gives plain noise."""
+    dropout: bool = True
+    """The configured dropout on."""
+
+    def __post_init__(self) -> None:
+        if not self.condition_scales or not all(0 < s <= 1 for s in self.condition_scales):
+            raise UserError(f"task.condition_scales {self.condition_scales} must lie in (0, 1]")
+        if not 0 <= self.condition_dropout <= 1:
+            raise UserError(f"task.condition_dropout {self.condition_dropout} is outside [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageATask:
+    """Stage A by reconstruction, with the vector quantizer's codebook and commitment losses."""
+
+    quantizer_weight: float = 1.0
+    """Weight of codebook loss + 0.25·commitment loss."""
+    quantize_probability: float = 1.0
+    """Share of the images whose latent is quantized before decoding; the cascade decodes without."""
+    crop: int = 256
+    """Side in pixels of the random crop that is trained on; 0 takes the whole image."""
+
+    def __post_init__(self) -> None:
+        if self.crop % 32 or self.crop < 0:
+            raise UserError(f"task.crop {self.crop} must be a multiple of 32, or 0")
+        if not 0 <= self.quantize_probability <= 1:
+            raise UserError(f"task.quantize_probability {self.quantize_probability} is outside [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreviewerTask:
+    """The previewer: pictures at a quarter of the image's size from its EffNet latent."""
+
+
+Task = GuidanceTask | LoraTask | StageCTask | StageBTask | StageATask | PreviewerTask
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with clipping (section 12), and the exponential moving average of the parameters."""
+
+    learning_rate: float = 1e-4
+    """After the warm-up."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """What the rate does after the warm-up; `cosine` and `linear` fall to `final_fraction` at the end."""
+    warmup_steps: int = 1
+    """Updates over which the rate rises from 0."""
+    final_fraction: float = 0.0
+    """Rate at the end, relative to the full one."""
+    weight_decay: float = 0.01
+    """Decoupled."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: float = 1.0
+    """Global gradient norm is clipped to this; 0 does not clip."""
+    accumulate: int = 1
+    """Parts that the batch is cut into, one after the other on the device."""
+    ema_decay: float = 0.999
+    """Of the moving average that sampling uses; 0 keeps none. Lower at first: (1 + n)/(10 + n)."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise UserError(f"optimizer.learning_rate {self.learning_rate} must be positive")
+        if self.warmup_steps < 0:
+            raise UserError(f"optimizer.warmup_steps {self.warmup_steps} must be 0 or more")
+        if self.accumulate < 1:
+            raise UserError(f"optimizer.accumulate {self.accumulate} must be 1 or more")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"optimizer.ema_decay {self.ema_decay} is outside [0, 1)")
+        if not 0 <= self.clip_norm < math.inf:
+            raise UserError(f"optimizer.clip_norm {self.clip_norm} must be 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas {self.betas} must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; their product is the number of devices."""
+
+    data: int = -1
+    """Copies of everything, each with a part of the batch; -1 takes the devices that are left."""
+    fsdp: int = 1
+    """Parts that parameters and optimizer state are cut into; splits the batch too."""
+    tensor: int = 1
+    """Parts that layers are cut into along their features."""
+    rows: int = 1
+    """Parts that the maps of one image are cut into along their height, for very large images."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            size = getattr(self, field.name)
+            if size < 1 and not (field.name == "data" and size == -1):
+                raise UserError(f"mesh.{field.name} {size} must be 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run is saved."""
+
+    every: int = 500
+    """Steps between two checkpoints."""
+    keep_last: int = 3
+    """Checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints of steps that are multiples of this are kept for ever; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise UserError(f"checkpoints.{name} {getattr(self, name)} must be 1 or more")
+        if self.keep_every < 0:
+            raise UserError(f"checkpoints.keep_every {self.keep_every} must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What is written about the run."""
+
+    every: int = 10
+    """Steps between two lines of `metrics.jsonl`, of which each has the mean since the last."""
+    tensorboard: bool = True
+    """Write TensorBoard files too."""
+    profile: tuple[int, int] | None = None
+    """First and last step of a profile, written to `profile/` for TensorBoard or Perfetto."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(f"log.every {self.every} must be 1 or more")
+        if self.profile is not None and not 0 <= self.profile[0] <= self.profile[1]:
+            raise UserError(f"log.profile {self.profile} must be two steps in order")
+
+
+@dataclasses.dataclass(frozen=True)
+class PicturesConfig:
+    """Pictures that are made while training, with the moving average of the parameters."""
+
+    every: int = 0
+    """Steps between two sets; 0 makes none."""
+    prompts: tuple[str, ...] = ("a lighthouse in a storm", "a red fox in the snow")
+    """One picture each, always with the same noise."""
+    size: tuple[int, int] = (1024, 1024)
+    """Height and width in pixels."""
+    preview: bool = False
+    """With the previewer in place of stages B and A."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise UserError(f"pictures.every {self.every} must be 0 or more")
+        if not self.prompts:
+            raise UserError("pictures.prompts is empty; give one or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class MachinesConfig:
+    """Many processes (`jax.distributed`)."""
+
+    distributed: bool = False
+    """Join the other processes; TPU pods, SLURM, Open MPI and Kubernetes are detected."""
+    coordinator: str = ""
+    """HOST:PORT of process 0, where it is not detected."""
+    process_id: int = -1
+    """Number of this process, where it is not detected."""
+    process_count: int = -1
+    """Number of processes, where it is not detected."""
+
+    def __post_init__(self) -> None:
+        given = (bool(self.coordinator), self.process_id >= 0, self.process_count > 0)
+        if any(given) and not all(given):
+            raise UserError(
+                "machines.coordinator, machines.process_id and machines.process_count belong together; "
+                "give all three or none"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A run."""
+
+    task: Task
+    """What is trained."""
+    model: CascadeConfig
+    """Sizes of the networks."""
+    data: DataConfig = DataConfig()  # noqa: RUF009  (frozen)
+    """What it is trained on."""
+    output: str = ""
+    """Directory of the run, local or gs://…; the same command continues what is there."""
+    sources: tuple[str, ...] = ()
+    """Converted checkpoints or earlier runs, where weights of the other networks come from; of two that
+    have a network, the later one's is taken."""
+    start_from_sources: bool = False
+    """Start the trained networks from the sources' weights too, not from fresh ones."""
+    random_frozen: bool = False
+    """Fill networks that no source has with random weights: for benchmarks and trying things out."""
+    steps: int = 15_000
+    """Updates in all."""
+    seed: int = 0
+    """Of initial weights, noise and dropout; data has its own."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Computation, and the weights of frozen networks; trained weights and optimizer are float32."""
+    scanned: bool = True
+    """Scan over stacked blocks with rematerialisation: a tenth of the memory, faster compilation.
+    Small models on CPUs run faster without."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    pictures: PicturesConfig = PicturesConfig()
+    machines: MachinesConfig = MachinesConfig()
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+        if self.steps < 1:
+            raise UserError(f"steps {self.steps} must be 1 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed {self.seed} is outside 0 to {2**32 - 1}")
+        parts = self.optimizer.accumulate
+        if self.data.batch_size % parts:
+            raise UserError(
+                f"data.batch_size {self.data.batch_size} does not divide into optimizer.accumulate {parts} "
+                "equal parts"
+            )
+        if isinstance(self.task, GuidanceTask) and self.model.guidance is None:
+            raise UserError("this task trains model.guidance, which is None; give it a configuration")
+
+
+MAY_CHANGE = (
+    "output", "sources", "steps", "mesh", "checkpoints", "log", "pictures", "machines", "data.path",
+    "data.workers", "data.cache_dir", "optimizer.accumulate", "model.sampling_c", "model.sampling_b",
+)  # fmt: skip
+"""Fields that may differ when a run goes on; any other would make it another run."""
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Fields of two configurations, as `to_dict` gives them, that differ and may not, in words."""
+    out = []
+    for name in [*old, *(key for key in new if key not in old)]:
+        path = f"{prefix}{name}"
+        a, b = old.get(name), new.get(name)
+        if path in MAY_CHANGE or _plain(a) == _plain(b):
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += differences(a, b, f"{path}.")
+        else:
+            out.append(f"{path} was {a!r:.60}, is {b!r:.60}")
+    return out
+
+
+def _plain(value: Any) -> Any:
+    """`value` as it is after JSON, which knows no tuples."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value

@@ -1,0 +1,230 @@
+"""What a run says: a progress line, `metrics.jsonl` and TensorBoard, with the same names and values."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from ultrapixel_jax.data.loader import Loader
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.report import peak_bytes
+from ultrapixel_jax.training.checkpoints import disk_errors
+from ultrapixel_jax.training.config import LogConfig
+from ultrapixel_jax.training.state import TrainState
+from ultrapixel_jax.training.step import BANDS
+from ultrapixel_jax.training.tasks.base import Task
+
+METRICS = "metrics.jsonl"
+
+
+class Log:
+    """Collects the metrics of every step and writes their means every `config.every` steps.
+
+    Written by process 0 alone. Sums are kept on the host; nothing here waits for the device.
+    """
+
+    def __init__(
+        self, directory: epath.Path, config: LogConfig, *, steps: int, start: int, batch_size: int
+    ) -> None:
+        """Go on after step `start` in what was written; lines of later steps are dropped.
+
+        Args:
+            directory: of the run.
+            config: what to write.
+            steps: of the whole run.
+            start: updates that are done.
+            batch_size: images per step.
+        """
+        self._config, self._batch_size = config, batch_size
+        self._main = jax.process_index() == 0
+        self._sums: dict[str, Any] = collections.defaultdict(float)
+        self._count = 0
+        self._flops = 0.0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+        self.matmul_rate: float | None = None
+        """FLOP/s of a matrix product on all devices, to compare with; None leaves utilisation out."""
+        if not self._main:
+            return
+        from tensorboardX import SummaryWriter
+        from tqdm import tqdm
+
+        with disk_errors(str(directory)):
+            self._file = directory / METRICS
+            self._lines = _lines_up_to(self._file, start)
+            self._board = None
+            if config.tensorboard:
+                self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+        self._bar = tqdm(
+            total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
+        )
+
+    def describe(self, task: Task, state: TrainState, mesh: Mesh, loader: Loader) -> None:
+        """Say what runs, on what."""
+        trained = sum(x.size for x in jax.tree.leaves(state.params))
+        axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+        counts = loader.bucket_counts()
+        sizes = ", ".join(f"{h}x{w} ({n})" for (h, w), n in sorted(counts.items())[:6])
+        more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
+        kind = jax.devices()[0].device_kind
+        self.say(
+            f"trains {', '.join(task.trained)}: {trained:,} parameters; frozen: {', '.join(task.frozen)}"
+        )
+        self.say(f"{mesh.size} x {kind}, {axes}; {jax.process_count()} process(es)")
+        self.say(f"{sum(counts.values())} examples in {len(counts)} bucket(s): {sizes}{more}")
+        if step := int(state.step):
+            self.say(f"continues after step {step}")
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent in here counts as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in here (compiling, pictures) counts for nothing."""
+        began = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - began
+
+    def add(self, step: int, metrics: Mapping[str, np.ndarray], flops: float) -> None:
+        """Take the metrics of update number `step`, and write if it is time to."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + np.asarray(value, np.float64)
+        self._count += 1
+        self._flops += flops
+        if self._main:
+            self._bar.update()
+        if step % self._config.every == 0:
+            self.write(step)
+
+    def write(self, step: int) -> None:
+        """Write the means since the last line."""
+        if not self._count:
+            return
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        line = self._means()
+        line |= {
+            "images_per_second": self._count * self._batch_size / seconds,
+            "step_seconds": seconds / self._count,
+            "data_wait": self._waited / seconds,
+        }
+        if self._flops:
+            line["tflops"] = self._flops / seconds / 1e12
+            if self.matmul_rate:
+                line["utilisation"] = self._flops / seconds / self.matmul_rate
+        if peak := peak_bytes():
+            line["memory_gb"] = peak / 1e9
+        if self._main:
+            self._put(step, line)
+        self._sums.clear()
+        self._count, self._flops, self._waited, self._since = 0, 0.0, 0.0, now
+
+    def _means(self) -> dict[str, float]:
+        sums = dict(self._sums)
+        losses, counts = sums.pop("band_loss", None), sums.pop("band_count", None)
+        line = {name: float(value) / self._count for name, value in sums.items()}
+        if losses is not None and counts is not None:
+            for i, (low, high) in enumerate(itertools.pairwise(BANDS)):
+                if counts[i]:
+                    line[f"loss_logsnr/{low:+g}_{high:+g}"] = float(losses[i] / counts[i])
+        return line
+
+    def _put(self, step: int, line: dict[str, float]) -> None:
+        self._lines.append(json.dumps({"step": step, **line}))
+        with disk_errors(str(self._file)):
+            if "://" in str(self._file):  # a bucket's objects are written whole
+                self._file.write_text("\n".join(self._lines) + "\n")
+            else:
+                with self._file.open("a") as file:
+                    file.write(self._lines[-1] + "\n")
+                self._lines.clear()
+            if self._board is not None:
+                for name, value in line.items():
+                    self._board.add_scalar(name, value, step)
+        self._bar.set_postfix_str(
+            f"loss {line['loss']:.4f} |g| {line['gradient_norm']:.3g} "
+            f"{line['images_per_second']:.3g} img/s, data {line['data_wait']:.0%}"
+        )
+        if self._bar.disable:
+            remaining = (self._bar.total - step) * line["step_seconds"]
+            self.say(
+                f"step {step}/{self._bar.total}  loss {line['loss']:.4f}  |g| {line['gradient_norm']:.3g}  "
+                f"{line['images_per_second']:.3g} img/s  data {line['data_wait']:.0%}  "
+                f"ETA {_duration(remaining)}"
+            )
+
+    def pictures(self, step: int, name: str, image: np.ndarray) -> None:
+        """Show a picture, uint8 (h, w, 3), in TensorBoard."""
+        if self._main and self._board is not None:
+            self._board.add_image(name, image, step, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress line."""
+        if self._main:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self._main:
+            self._bar.close()
+            if self._board is not None:
+                self._board.close()
+
+
+def check_finite(step: int, metrics: Mapping[str, np.ndarray], batch: Mapping[str, Any]) -> None:
+    """Stop on a loss or gradient that is not finite, before it is saved.
+
+    Raises:
+        UserError: naming the step, the bucket and the examples.
+    """
+    bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(float(metrics[name]))]
+    if bad:
+        ids = ", ".join(batch["ids"][:16]) + (" …" if len(batch["ids"]) > 16 else "")
+        height, width = batch["bucket"]
+        raise UserError(
+            f"{bad[0]} is {float(metrics[bad[0]])} at step {step}, bucket {height}x{width}, examples {ids}; "
+            "nothing of this step was saved. Lower optimizer.learning_rate, or look at these examples"
+        )
+
+
+def _lines_up_to(file: epath.Path, start: int) -> list[str]:
+    """Lines of `file` of steps up to `start`; a local file is cut to them, a bucket's kept in memory."""
+    if not file.exists():
+        return []
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= start:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError) as error:
+            if line.strip():  # a line that a killed process did not finish
+                del error
+    text = "".join(f"{line}\n" for line in kept)
+    if "://" in str(file):
+        return kept
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text)
+    partial.replace(file)
+    return []
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,82 @@
+"""Many processes: joining them, the mesh over all their devices, and stopping together on SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sharding import make_mesh
+from ultrapixel_jax.training.config import MachinesConfig, MeshConfig
+
+
+def join(config: MachinesConfig) -> None:
+    """Connect to the other processes, before anything else of jax runs.
+
+    Raises:
+        UserError: nothing was detected, or the others were not reached.
+    """
+    if not (config.distributed or config.coordinator):
+        return
+    try:
+        if config.coordinator:
+            jax.distributed.initialize(config.coordinator, config.process_count, config.process_id)
+        else:
+            jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the other processes were not reached ({' '.join(str(error).split()):.200}); give "
+            "--machines.coordinator HOST:PORT, --machines.process-id and --machines.process-count"
+        ) from error
+
+
+def mesh_of(config: MeshConfig) -> Mesh:
+    """The mesh over all devices of all processes.
+
+    Raises:
+        UserError: it does not fit them.
+    """
+    devices = len(jax.devices())
+    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor, "rows": config.rows}
+    if config.data == -1:
+        others = config.fsdp * config.tensor * config.rows
+        if devices % others:
+            raise UserError(
+                f"mesh fsdp·tensor·rows = {others} does not divide the {devices} devices that there are; "
+                "choose sizes whose product does"
+            )
+        sizes["data"] = devices // others
+    return make_mesh(sizes)
+
+
+class Stop:
+    """Whether the run has been asked to stop, by SIGTERM to any of its processes."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._previous: signal.Handlers | int | object | None = None
+        # With several processes jax itself watches for the signal, and agrees on a step to stop at.
+        self._many = jax.process_count() > 1
+
+    def __enter__(self) -> Stop:
+        if not self._many:
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._many:
+            signal.signal(signal.SIGTERM, self._previous)  # pyright: ignore[reportArgumentType]
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._asked = True
+
+    def at(self, step: int) -> bool:
+        """Whether to stop after `step`; the same answer in every process."""
+        if self._many:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked

@@ -1,0 +1,135 @@
+"""What a run consists of between two steps, and where each part of it lies on the mesh."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, UInt32
+
+from ultrapixel_jax.diffusion.loss import AdaptiveState, adaptive_init
+from ultrapixel_jax.sharding import parameter_sharding
+from ultrapixel_jax.sources import Sources
+from ultrapixel_jax.training.tasks.base import Task, Variables
+
+
+class TrainState(NamedTuple):
+    """Everything that the next step depends on, besides the data and the frozen networks."""
+
+    step: Int[Array, ""] | Any
+    """Updates done."""
+    params: dict[str, Any]
+    """Trained parameters by component, float32."""
+    collections: dict[str, Any]
+    """The components' other collections: batch statistics, and what a released file carries along."""
+    ema: dict[str, Any]
+    """Moving average of `params`; empty without."""
+    optimizer: Any
+    """optax's state."""
+    adaptive: AdaptiveState
+    """Running losses by logSNR."""
+    key: UInt32[Array, "2"] | Any
+    """Random key of the run; step n folds n in."""
+
+
+def given(task: Task, sources: Sources) -> dict[str, Variables]:
+    """Trained networks that start from the sources, where the configuration asks for that."""
+    if not task.config.start_from_sources:
+        return {}
+    return {
+        name: task.arrange(name, sources.load(name, getattr(task.config.model, name), dtype=jnp.float32))
+        for name in task.trained
+        if name in sources.entries
+    }
+
+
+def frozen(task: Task, sources: Sources, mesh: Mesh) -> dict[str, Variables]:
+    """Frozen networks in the computation's dtype, spread over `mesh`, blocks stacked where scanned."""
+
+    def place(path: str, struct: jax.ShapeDtypeStruct) -> NamedSharding:
+        return parameter_sharding(path, struct.shape, mesh)
+
+    out = {}
+    for name in task.frozen:
+        # Stage A decodes pixels, for which bfloat16 is too coarse.
+        dtype = jnp.float32 if name == "stage_a" else task.dtype
+        variables = sources.load(name, getattr(task.config.model, name), dtype=dtype, place=place)
+        arrange = functools.partial(task.arrange, name)
+        shardings = variables_shardings(jax.eval_shape(arrange, variables), mesh)
+        out[name] = jax.jit(arrange, out_shardings=shardings, donate_argnums=0)(variables)
+    return out
+
+
+def creator(
+    task: Task, optimizer: optax.GradientTransformation
+) -> Callable[[Mapping[str, Variables]], TrainState]:
+    """The function from `given` variables to the state before the first step; the rest is initialised."""
+    config = task.config
+
+    def make(given: Mapping[str, Variables]) -> TrainState:
+        key = jax.random.key(config.seed)
+        variables = {
+            name: given[name] if name in given else task.initial(name, jax.random.fold_in(key, i))
+            for i, name in enumerate(task.trained)
+        }
+        return create(variables, optimizer, config.seed, bool(config.optimizer.ema_decay))
+
+    return make
+
+
+def create(
+    variables: Mapping[str, Variables], optimizer: optax.GradientTransformation, seed: int, ema: bool
+) -> TrainState:
+    """The state before the first step, of trained `variables` by component. Can be traced."""
+    params = {name: dict(v["params"]) for name, v in variables.items()}
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        collections={name: {k: c for k, c in v.items() if k != "params"} for name, v in variables.items()},
+        ema=jax.tree.map(jnp.copy, params) if ema else {},
+        optimizer=optimizer.init(params),
+        adaptive=adaptive_init(),
+        key=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),
+    )
+
+
+def tree_shardings(tree: Any, mesh: Mesh, collection: str = "params") -> Any:
+    """Placement of every array of one component's collection, by the rules of `sharding`."""
+    flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")  # pyright: ignore
+    placed = {p: parameter_sharding(f"{collection}/{p}", x.shape, mesh) for p, x in flat.items()}
+    return traverse_util.unflatten_dict(placed, sep="/")
+
+
+def variables_shardings(variables: Variables, mesh: Mesh) -> dict[str, Any]:
+    """Placement of all collections of one component."""
+    return {kind: tree_shardings(tree, mesh, kind) for kind, tree in variables.items()}
+
+
+def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Placement of an abstract state: moments and average lie where their parameters do."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    params = {name: tree_shardings(tree, mesh) for name, tree in state.params.items()}
+    collections = {name: variables_shardings(kinds, mesh) for name, kinds in state.collections.items()}
+    return TrainState(
+        step=whole,
+        params=params,
+        collections=collections,
+        ema=params if state.ema else {},
+        optimizer=optax.tree_utils.tree_map_params(
+            optimizer, lambda _, s: s, state.optimizer, params, transform_non_params=lambda _: whole
+        ),
+        adaptive=AdaptiveState(whole),  # pyright: ignore[reportArgumentType]
+        key=whole,
+    )
+
+
+def place(state: TrainState, shardings: TrainState) -> TrainState:
+    """An abstract state with its placement: what restoring needs."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)

@@ -1,0 +1,128 @@
+"""What a task is: which networks it trains, which it needs beside them, and one loss.
+
+All tasks share the loop, the data, the optimizer and the checkpoints; what differs is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ultrapixel_jax import components
+from ultrapixel_jax.diffusion import loss as objective
+from ultrapixel_jax.diffusion import schedule
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models import scan
+from ultrapixel_jax.training.config import DiffusionTraining, TrainConfig
+
+Variables = Mapping[str, Any]
+Batch = Mapping[str, Array]
+"""Device arrays by name; `key` (b, 2) uint32 holds a random key for every sample."""
+SCANNABLE = ("stage_c", "stage_b")
+"""Networks whose blocks can be stacked."""
+
+
+class Losses(NamedTuple):
+    """What a loss gives."""
+
+    loss: Float[Array, " b"]
+    """Of each sample, before any weight."""
+    logsnr: Float[Array, " b"] | None = None
+    """Of each sample, where the loss is a diffusion's."""
+    collections: Mapping[str, Any] = {}
+    """Collections of the trained components that the pass changed."""
+    metrics: Mapping[str, Float[Array, ""]] = {}
+    """Further figures, for the log."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Base of all tasks."""
+
+    config: TrainConfig
+
+    needs_images: ClassVar[bool] = True
+    """Whether it needs pixels, so that cached latents do not do."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Components that are trained."""
+        raise NotImplementedError
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Components that are needed beside them."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> Any:
+        """Of the computation."""
+        return jnp.dtype(self.config.dtype)
+
+    @property
+    def diffusion(self) -> DiffusionTraining | None:
+        """How noise is drawn, if it is."""
+        return getattr(self.config.task, "diffusion", None)
+
+    def check(self) -> None:
+        """Refuse data that the task cannot use.
+
+        Raises:
+            UserError: it needs pixels, and the data are cached latents.
+        """
+        if self.needs_images and self.config.data.cached:
+            raise UserError(
+                f"training {', '.join(self.trained)} needs images, and --data.cached is set: give the data "
+                "that `python -m ultrapixel_jax.data.build` wrote"
+            )
+
+    def arrange(self, name: str, variables: Variables) -> dict[str, Any]:
+        """Variables of a component as this task holds them: blocks stacked where it scans."""
+        if self.config.scanned and name in SCANNABLE:
+            return scan.stack(variables, getattr(self.config.model, name))
+        return dict(variables)
+
+    def initial(self, name: str, key: Array) -> dict[str, Any]:
+        """Fresh variables of a trained component."""
+        return self.arrange(name, components.initialise(name, getattr(self.config.model, name), key))
+
+    def loss(
+        self,
+        params: Mapping[str, Any],
+        collections: Mapping[str, Any],
+        frozen: Mapping[str, Variables],
+        batch: Batch,
+    ) -> Losses:
+        """Losses of a batch."""
+        raise NotImplementedError
+
+
+def keys_of(batch: Batch, stream: int) -> Array:
+    """A key per sample, another for each `stream`; neither mesh nor accumulation enters."""
+    return jax.vmap(lambda k: jax.random.fold_in(jax.random.wrap_key_data(k), stream))(batch["key"])
+
+
+def uniform(keys: Array) -> Float[Array, " b"]:
+    """A number in [0, 1) per key."""
+    return jax.vmap(jax.random.uniform)(keys)
+
+
+def normal(keys: Array, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """Standard normal noise of `shape` per key."""
+    return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+
+
+def dropout_key(batch: Batch) -> Array:
+    """One key for the dropout of a batch."""
+    return jax.random.fold_in(jax.random.wrap_key_data(batch["key"][0]), 1000)
+
+
+def draw_logsnr(diffusion: DiffusionTraining, keys: Array) -> Float[Array, " b"]:
+    """The logSNR of each sample (section 5)."""
+    t = objective.draw_t(uniform(keys))
+    return schedule.logsnr(t, diffusion.schedule, diffusion.shift, xp=jnp)

@@ -1,0 +1,103 @@
+"""UltraPixel's step (paper section 3, eq. 5; §12): the guidance networks on a frozen stage C."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ultrapixel_jax import sizes
+from ultrapixel_jax.config import GuidanceConfig
+from ultrapixel_jax.diffusion import loss as objective
+from ultrapixel_jax.diffusion import schedule
+from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
+from ultrapixel_jax.models.guidance import Guidance
+from ultrapixel_jax.models.stage_c import StageC
+from ultrapixel_jax.training.config import GuidanceTask
+from ultrapixel_jax.training.tasks import encode
+from ultrapixel_jax.training.tasks.base import (
+    Batch,
+    Losses,
+    Task,
+    Variables,
+    draw_logsnr,
+    dropout_key,
+    keys_of,
+    normal,
+)
+
+T, HR, LR = range(3)
+"""Streams of a sample's random numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainGuidance(Task):
+    """Noise of the HR latent, predicted with guidance from the slightly noised LR latent."""
+
+    needs_images = False
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The four guidance networks."""
+        return ("guidance",)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Stage C, and the encoders where latents are not cached."""
+        return ("stage_c", *encoders(self))
+
+    def loss(
+        self,
+        params: Mapping[str, Any],
+        collections: Mapping[str, Any],
+        frozen: Mapping[str, Variables],
+        batch: Batch,
+    ) -> Losses:
+        """The ε loss of the HR pass; the LR pass has no gradient."""
+        config, task = self.config.model, self.config.task
+        guidance = config.guidance
+        assert isinstance(task, GuidanceTask) and isinstance(guidance, GuidanceConfig)
+        hr = encode.latent(batch, "latent", frozen, config, self.dtype)
+        lr = encode.latent(batch, "latent_lr", frozen, config, self.dtype)
+        model = StageCModel(
+            StageC(config.stage_c, scanned=self.config.scanned),
+            frozen["stage_c"],
+            Guidance(guidance),
+            {"params": params["guidance"], **collections["guidance"]},
+            self.dtype,
+        )
+        conditioning = model.condition(Prompts(*encode.text(batch, frozen, config, self.dtype)))
+
+        logsnr = draw_logsnr(task.diffusion, keys_of(batch, T))
+        logsnr_lr = logsnr
+        if guidance.timestep != "synchronized":
+            t = np.float32(guidance.timestep)
+            logsnr_lr = jnp.full_like(
+                logsnr, schedule.logsnr(t, task.diffusion.schedule, task.diffusion.shift)
+            )
+        x_lr = objective.diffuse(lr, normal(keys_of(batch, LR), lr.shape[1:]), logsnr_lr)
+        features = model.denoise(x_lr, schedule.noise_level(logsnr_lr, jnp), conditioning).features
+        features = jax.lax.stop_gradient(features)
+
+        height, width = hr.shape[1:3]
+        prepared = model.prepare(features, (height, width))
+        scale = ScaleInputs(sizes.scale(height, width), np.float32(1))
+        epsilon = normal(keys_of(batch, HR), hr.shape[1:])
+        x_hr = objective.diffuse(hr, epsilon, logsnr)
+        dropout = {"train": True, "rngs": {"dropout": dropout_key(batch)}} if task.frozen_dropout else {}
+        predicted = model.denoise(
+            x_hr, schedule.noise_level(logsnr, jnp), conditioning, prepared, scale, **dropout
+        ).epsilon
+        return Losses(objective.epsilon_loss(predicted, epsilon), logsnr)
+
+
+def encoders(task: Task) -> tuple[str, ...]:
+    """Frozen encoders that stage C's tasks need."""
+    if task.config.data.cached:
+        return ()
+    vision = ("clip_vision",) if task.config.data.image_vector_probability > 0 else ()
+    return ("effnet_encoder", "clip_text", *vision)

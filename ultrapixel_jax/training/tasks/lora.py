@@ -1,0 +1,57 @@
+"""LoRA alone (the paper's ablation, table 4): low-rank changes of stage C's attention at the HR size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array
+
+from ultrapixel_jax.models import lora, scan
+from ultrapixel_jax.training.config import LoraTask
+from ultrapixel_jax.training.tasks.base import Batch, Losses, Task, Variables
+from ultrapixel_jax.training.tasks.guidance import encoders
+from ultrapixel_jax.training.tasks.stage_c import denoising_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainLora(Task):
+    """The same ε loss as guidance has, on another set of parameters."""
+
+    needs_images = False
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The changes; new text tokens are personalisation's."""
+        return ("lora",)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Stage C, and the encoders where latents are not cached."""
+        return ("stage_c", *encoders(self))
+
+    def arrange(self, name: str, variables: Variables) -> dict[str, Any]:
+        """Stage C stays unrolled, since changes are added to its layers by name."""
+        return dict(variables)
+
+    def initial(self, name: str, key: Array) -> dict[str, Any]:
+        """Fresh changes, without text tokens."""
+        variables = lora.init(key, self.config.model.lora)
+        return {"params": {k: v for k, v in variables["params"].items() if k != "embeddings"}}
+
+    def loss(
+        self,
+        params: Mapping[str, Any],
+        collections: Mapping[str, Any],
+        frozen: Mapping[str, Variables],
+        batch: Batch,
+    ) -> Losses:
+        """The ε loss of stage C with the changes added."""
+        del collections
+        task = self.config.task
+        assert isinstance(task, LoraTask)
+        merged = lora.merge(frozen["stage_c"], {"params": params["lora"]})
+        if self.config.scanned:
+            merged = scan.stack(merged, self.config.model.stage_c)
+        return denoising_loss(self.config, task.diffusion, merged, frozen, batch, task.frozen_dropout)

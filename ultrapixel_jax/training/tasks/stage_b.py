@@ -1,0 +1,141 @@
+"""Stage B on stage A's latent, with its EffNet encoder or a frozen one (§12)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ultrapixel_jax.diffusion import loss as objective
+from ultrapixel_jax.diffusion import schedule
+from ultrapixel_jax.models.clip_text import ClipText
+from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
+from ultrapixel_jax.models.resize import resize_bilinear
+from ultrapixel_jax.models.stage_a import StageA
+from ultrapixel_jax.models.stage_b import StageB
+from ultrapixel_jax.training.config import StageBTask
+from ultrapixel_jax.training.tasks import encode
+from ultrapixel_jax.training.tasks.base import (
+    Batch,
+    Losses,
+    Task,
+    Variables,
+    draw_logsnr,
+    dropout_key,
+    keys_of,
+    normal,
+    uniform,
+)
+
+T, NOISE, DROP, SCALE, PYRAMID = range(5)
+"""Streams of a sample's random numbers; the pyramid takes one per level from the last on."""
+PYRAMID_DECAY = 0.75
+"""Weight of level i of the pyramid is this to the power i."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStageB(Task):
+    """The latent decoder."""
+
+    @property
+    def _encoder(self) -> tuple[str, ...]:
+        task = self.config.task
+        assert isinstance(task, StageBTask)
+        return ("effnet_encoder",) if task.train_encoder else ()
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Stage B, and the EffNet encoder if asked."""
+        return ("stage_b", *self._encoder)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Stage A, the text encoder, and the EffNet encoder if it is not trained."""
+        wanted = ("stage_a", "clip_text", "effnet_encoder")
+        return tuple(name for name in wanted if name not in self._encoder)
+
+    def loss(
+        self,
+        params: Mapping[str, Any],
+        collections: Mapping[str, Any],
+        frozen: Mapping[str, Variables],
+        batch: Batch,
+    ) -> Losses:
+        """The ε loss of stage A's latent."""
+        config, task, dtype = self.config.model, self.config.task, self.dtype
+        assert isinstance(task, StageBTask)
+        variables = {name: {"params": params[name], **collections[name]} for name in self.trained}
+        networks = {**frozen, **variables}
+        image = encode.pixels(batch["image"])
+        x0: Any = StageA(config.stage_a).apply(frozen["stage_a"], image, method="encode")
+        x0 = jax.lax.stop_gradient(x0)
+
+        model = StageB(config.stage_b, scanned=self.config.scanned)
+        inner = (x0.shape[1] // config.stage_b.patch_size, x0.shape[2] // config.stage_b.patch_size)
+        effnet, changed = self._condition(networks["effnet_encoder"], image, inner, batch)
+        kept = uniform(keys_of(batch, DROP)) >= task.condition_dropout
+        effnet = jnp.where(kept[:, None, None, None], effnet, 0).astype(dtype)
+        text: Any = ClipText(config.clip_text, dtype=dtype).apply(
+            frozen["clip_text"], batch["ids"], batch["mask"]
+        )
+
+        logsnr = draw_logsnr(task.diffusion, keys_of(batch, T))
+        epsilon = pyramid_noise(batch, x0.shape[1:], task.pyramid_levels)
+        x = objective.diffuse(x0, epsilon, logsnr).astype(dtype)
+        conditioning = model.apply(
+            variables["stage_b"], text[1].astype(dtype), effnet, x0.shape[1:3], method="condition"
+        )
+        kwargs: dict[str, Any] = {"rngs": {"dropout": dropout_key(batch)}} if task.dropout else {}
+        predicted: Any = model.apply(
+            variables["stage_b"], x, schedule.noise_level(logsnr, jnp), conditioning,
+            train=task.dropout, **kwargs,
+        )  # fmt: skip
+        updated = {"effnet_encoder": changed} if task.train_encoder else {}
+        return Losses(objective.epsilon_loss(predicted, epsilon), logsnr, updated)
+
+    def _condition(
+        self, variables: Variables, image: Float[Array, "b h w 3"], inner: tuple[int, int], batch: Batch
+    ) -> tuple[Float[Array, "b h2 w2 c"], Any]:
+        """The image's EffNet latent at a random scale, resized to `inner`, and changed statistics."""
+        task = self.config.task
+        assert isinstance(task, StageBTask)
+        encoder = EffnetEncoder(self.config.model.effnet_encoder)
+        train = task.train_encoder
+
+        def at_scale(scale: float, image: Array) -> tuple[Array, Any]:
+            b, h, w, c = image.shape
+            sides = tuple(max(32, 32 * round(side * scale / 32)) for side in (h, w))
+            small = jax.image.resize(image, (b, *sides, c), "linear").astype(self.dtype)
+            out: Any = encoder.apply(variables, small, train, mutable=["batch_stats"] if train else False)
+            z, changed = out if train else (out, {})
+            return resize_bilinear(z.astype(jnp.float32), inner), changed
+
+        # One branch per scale, since each has shapes of its own; the results have one.
+        branches = [functools.partial(at_scale, scale) for scale in task.condition_scales]
+        which = jnp.floor(uniform(keys_of(batch, SCALE))[0] * len(branches)).astype(jnp.int32)
+        return jax.lax.switch(which, branches, image)
+
+
+def pyramid_noise(batch: Batch, shape: tuple[int, ...], levels: tuple[int, int]) -> Float[Array, "b h w c"]:
+    """Noise with noise of halved sizes added, enlarged by repetition, at unit variance.
+
+    Level i, of sides `shape` / 2ⁱ, counts where its shorter side is within `levels`, with weight 0.75ⁱ.
+    Low frequencies of white noise are so weak that a network reads the picture's layout through it at
+    any level; these are not.
+    """
+    h, w, c = shape
+    total, variance = normal(keys_of(batch, NOISE), shape), 1.0
+    i = 1
+    while levels[1] > 0 and min(h, w) >> i >= max(levels[0], 1):
+        if min(h, w) >> i <= levels[1]:
+            coarse = normal(keys_of(batch, PYRAMID + i), (h >> i, w >> i, c))
+            weight = PYRAMID_DECAY**i
+            enlarged = jax.image.resize(coarse, (coarse.shape[0], h, w, c), "nearest")
+            total, variance = total + weight * enlarged, variance + weight**2
+        i += 1
+    return total / jnp.sqrt(jnp.float32(variance))

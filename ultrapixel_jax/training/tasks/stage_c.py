@@ -1,0 +1,90 @@
+"""Stage C from EffNet latents and text, with the text encoder if asked (§12)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from ultrapixel_jax.diffusion import loss as objective
+from ultrapixel_jax.diffusion import schedule
+from ultrapixel_jax.models.stage_c import StageC
+from ultrapixel_jax.training.config import DiffusionTraining, StageCTask, TrainConfig
+from ultrapixel_jax.training.tasks import encode
+from ultrapixel_jax.training.tasks.base import (
+    Batch,
+    Losses,
+    Task,
+    Variables,
+    draw_logsnr,
+    dropout_key,
+    keys_of,
+    normal,
+)
+from ultrapixel_jax.training.tasks.guidance import encoders
+
+T, NOISE = range(2)
+"""Streams of a sample's random numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStageC(Task):
+    """The text-to-latent model itself."""
+
+    needs_images = False
+
+    @property
+    def _text(self) -> tuple[str, ...]:
+        task = self.config.task
+        assert isinstance(task, StageCTask)
+        return ("clip_text",) if task.train_text_encoder else ()
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Stage C, and the text encoder if asked."""
+        return ("stage_c", *self._text)
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The encoders that are not trained."""
+        return tuple(name for name in encoders(self) if name not in self._text)
+
+    def loss(
+        self,
+        params: Mapping[str, Any],
+        collections: Mapping[str, Any],
+        frozen: Mapping[str, Variables],
+        batch: Batch,
+    ) -> Losses:
+        """The ε loss of the latent."""
+        task = self.config.task
+        assert isinstance(task, StageCTask)
+        variables = {name: {"params": params[name], **collections[name]} for name in self.trained}
+        return denoising_loss(
+            self.config, task.diffusion, variables["stage_c"], {**frozen, **variables}, batch, task.dropout
+        )
+
+
+def denoising_loss(
+    config: TrainConfig,
+    diffusion: DiffusionTraining,
+    stage_c: Variables,
+    networks: Mapping[str, Variables],
+    batch: Batch,
+    dropout: bool,
+) -> Losses:
+    """The ε loss of stage C with variables `stage_c`; the encoders are among `networks`."""
+    dtype = jnp.dtype(config.dtype)
+    model = StageC(config.model.stage_c, scanned=config.scanned)
+    x0 = encode.latent(batch, "latent", networks, config.model, dtype)
+    text = encode.text(batch, networks, config.model, dtype)
+    logsnr = draw_logsnr(diffusion, keys_of(batch, T))
+    epsilon = normal(keys_of(batch, NOISE), x0.shape[1:])
+    x = objective.diffuse(x0, epsilon, logsnr).astype(dtype)
+    r = schedule.noise_level(logsnr, jnp)
+    conditioning = model.apply(stage_c, *text, method="condition")
+    kwargs: dict[str, Any] = {"rngs": {"dropout": dropout_key(batch)}} if dropout else {}
+    predicted: Any = model.apply(stage_c, x, r, conditioning, train=dropout, **kwargs)
+    return Losses(objective.epsilon_loss(predicted.epsilon, epsilon), logsnr)
