@@ -46,6 +46,7 @@ def train(config: TrainConfig) -> int:
     mesh = machines.mesh_of(config.mesh)
 
     from ultrapixel_jax.data.loader import Loader
+    from ultrapixel_jax.report import matmul_rate
     from ultrapixel_jax.sources import Sources
     from ultrapixel_jax.training import state as states
     from ultrapixel_jax.training.checkpoints import RunCheckpoints
@@ -98,12 +99,13 @@ def train(config: TrainConfig) -> int:
             batch_size=config.data.batch_size,
         )  # fmt: skip
         log.describe(task, state, mesh, loader)
+        log.matmul_rate = matmul_rate(config.dtype, mesh.size)
 
-        def settle(step: int, metrics: Any, batch: Any) -> None:
+        def settle(step: int, metrics: Any, batch: Any, operations: int) -> None:
             """Take the metrics of a step once it has run."""
             metrics = jax.tree.map(np.asarray, metrics)
             check_finite(step, metrics, batch)
-            log.add(step, metrics, 0.0)
+            log.add(step, metrics, operations)
 
         try:
             with loader, machines.Stop() as stop:
@@ -112,15 +114,17 @@ def train(config: TrainConfig) -> int:
                     with log.waiting():
                         batch = next(loader)
                     arrays = inputs(batch)
-                    shapes = tuple(x.shape for x in arrays.values())
-                    if shapes not in compiled:
+                    shapes = {name: x.shape for name, x in arrays.items()}
+                    run = compiled.get(tuple(shapes.values()))
+                    if run is None:
                         with log.paused():
-                            compiled[shapes] = step.lower(state, frozen, arrays).compile()
-                    state, metrics = compiled[shapes](state, frozen, arrays)
+                            run = step.lower(state, frozen, arrays).compile()
+                        compiled[tuple(shapes.values())] = run
+                    state, metrics = run(state, frozen, arrays)
                     # While the device runs step n, the host looks at step n − 1.
                     if waiting is not None:
                         settle(*waiting)
-                    waiting = (n, metrics, batch)
+                    waiting = (n, metrics, batch, task.flops(shapes))
                     stopped = stop.at(n)
                     last = n == config.steps or stopped
                     if last or n % config.checkpoints.every == 0:

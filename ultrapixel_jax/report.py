@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 STAGES = ("load", "compile", "clip", "C low", "C high", "B", "A")
 
@@ -68,3 +69,21 @@ def _reset_peak() -> None:
     """Forget the process's peak, where the system can (Linux); accelerators keep theirs."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def matmul_rate(dtype: str, devices: int = 1, seconds: float = 0.2) -> float:
+    """FLOP/s of square matrix products on `devices` devices: what a step is compared with.
+
+    Measured on the first local one. CPU devices of one process share its cores, so that they count once.
+    """
+    device = jax.local_devices()[0]
+    side = 1024 if device.platform == "cpu" else 8192
+    x = jax.device_put(jnp.ones((side, side), dtype), device)
+    product = jax.jit(lambda a, b: jax.lax.dot(a, b, preferred_element_type=jnp.float32).astype(a.dtype))
+    product(x, x).block_until_ready()
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best * (jax.process_count() if device.platform == "cpu" else devices)

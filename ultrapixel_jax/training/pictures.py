@@ -25,7 +25,7 @@ from ultrapixel_jax.pipeline import Cascade, fetch
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.requests import Request
 from ultrapixel_jax.sharding import batch_multiple
-from ultrapixel_jax.sizes import STAGE_C_FACTOR, Bucket
+from ultrapixel_jax.sizes import STAGE_C_FACTOR, Bucket, padded_pixels, stage_b_latent, stage_c_latent
 from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.tiling import to_uint8
 from ultrapixel_jax.tokenizer import Tokenizer
@@ -170,7 +170,8 @@ class _Decoding(_Drawing):
         known = {**frozen, **trained_variables(self._task, state)}
         images = _shown(batch, batch_multiple(self._mesh))
         n, height, width, _ = images.shape
-        bucket = Bucket.of(height, width)
+        hr, pixels = stage_c_latent(height, width), padded_pixels(height, width)
+        bucket = Bucket(hr, hr, stage_b_latent(height, width), pixels)  # of any size, crops too
         # Stage C's latent has 42.67 pixels a side, the encoder 32: it sees a smaller image.
         sides = tuple(32 * round(side / STAGE_C_FACTOR) for side in (height, width))
         small = jax.image.resize(images.astype(np.float32) / 255, (n, *sides, 3), "linear")
@@ -194,7 +195,7 @@ def _stage_a(task: Task) -> Pictures:
         del frozen
         images = _shown(batch, 1)
         made = run(trained_variables(task, state)["stage_a"], images.astype(np.float32) / 255)
-        return np.concatenate([images, np.asarray(to_uint8(fetch(made)))])
+        return np.concatenate([images, np.asarray(to_uint8(jnp.asarray(fetch(made))))])
 
     return draw
 

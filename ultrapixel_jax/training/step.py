@@ -81,9 +81,9 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Step:
         metrics = {
             "loss": losses.mean(),
             "objective": value,
-            "gradient_norm": optax.global_norm(grads),
-            "parameter_norm": optax.global_norm(params),
-            "update_norm": optax.global_norm(updates),
+            "gradient_norm": optax.tree.norm(grads),
+            "parameter_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
             "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
             **extra,
         }

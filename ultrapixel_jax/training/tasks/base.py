@@ -18,11 +18,13 @@ from ultrapixel_jax.diffusion import loss as objective
 from ultrapixel_jax.diffusion import schedule
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import scan
+from ultrapixel_jax.sizes import HW
 from ultrapixel_jax.training.config import DiffusionTraining, TrainConfig
 
 Variables = Mapping[str, Any]
 Batch = Mapping[str, Array]
 """Device arrays by name; `key` (b, 2) uint32 holds a random key for every sample."""
+Shapes = Mapping[str, tuple[int, ...]]
 SCANNABLE = ("stage_c", "stage_b")
 """Networks whose blocks can be stacked."""
 
@@ -81,6 +83,15 @@ class Task:
                 "that `python -m ultrapixel_jax.data.build` wrote"
             )
 
+    def flops(self, shapes: Shapes) -> int:
+        """Operations of one step on a batch of arrays of these `shapes`, by name.
+
+        As is usual, what rematerialisation computes again is not counted; nor are the frozen encoders.
+        0 where nothing is counted.
+        """
+        del shapes
+        return 0
+
     def arrange(self, name: str, variables: Variables) -> dict[str, Any]:
         """Variables of a component as this task holds them: blocks stacked where it scans."""
         if self.config.scanned and name in SCANNABLE:
@@ -126,3 +137,16 @@ def draw_logsnr(diffusion: DiffusionTraining, keys: Array) -> Float[Array, " b"]
     """The logSNR of each sample (section 5)."""
     t = objective.draw_t(uniform(keys))
     return schedule.logsnr(t, diffusion.schedule, diffusion.shift, xp=jnp)
+
+
+def batch_size(shapes: Shapes) -> int:
+    """Number of samples."""
+    return next(iter(shapes.values()))[0]
+
+
+def latent_size(shapes: Shapes, name: str) -> HW:
+    """Size of the EffNet latent `latent` or `latent_lr`, cached or to be computed."""
+    if name in shapes:
+        return shapes[name][1], shapes[name][2]
+    _, h, w, _ = shapes[name.replace("latent", "image")]
+    return h // 32, w // 32

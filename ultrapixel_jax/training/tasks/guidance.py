@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ultrapixel_jax import sizes
+from ultrapixel_jax import flops, sizes
 from ultrapixel_jax.config import GuidanceConfig
 from ultrapixel_jax.diffusion import loss as objective
 from ultrapixel_jax.diffusion import schedule
@@ -22,11 +22,14 @@ from ultrapixel_jax.training.tasks import encode
 from ultrapixel_jax.training.tasks.base import (
     Batch,
     Losses,
+    Shapes,
     Task,
     Variables,
+    batch_size,
     draw_logsnr,
     dropout_key,
     keys_of,
+    latent_size,
     normal,
 )
 
@@ -49,6 +52,18 @@ class TrainGuidance(Task):
     def frozen(self) -> tuple[str, ...]:
         """Stage C, and the encoders where latents are not cached."""
         return ("stage_c", *encoders(self))
+
+    def flops(self, shapes: Shapes) -> int:
+        """A pass at LR; forward and back through the frozen HR pass, and through the trained networks."""
+        config = self.config.model
+        assert config.guidance is not None
+        hr, lr, batch = latent_size(shapes, "latent"), latent_size(shapes, "latent_lr"), batch_size(shapes)
+        once = flops.stage_c_condition_flops(config.stage_c, batch) + flops.stage_c_flops(
+            config.stage_c, lr, batch
+        )
+        trained = flops.guidance_prepare_flops(config.guidance, lr, hr, batch)
+        trained += flops.guidance_fuse_flops(config.guidance, hr, batch)
+        return once + 2 * flops.stage_c_flops(config.stage_c, hr, batch) + 3 * trained
 
     def loss(
         self,
@@ -85,7 +100,7 @@ class TrainGuidance(Task):
 
         height, width = hr.shape[1:3]
         prepared = model.prepare(features, (height, width))
-        scale = ScaleInputs(sizes.scale(height, width), np.float32(1))
+        scale = ScaleInputs(sizes.scale(height, width), 1.0)
         epsilon = normal(keys_of(batch, HR), hr.shape[1:])
         x_hr = objective.diffuse(hr, epsilon, logsnr)
         dropout = {"train": True, "rngs": {"dropout": dropout_key(batch)}} if task.frozen_dropout else {}

@@ -8,9 +8,10 @@ from typing import Any
 
 from jaxtyping import Array
 
+from ultrapixel_jax import flops
 from ultrapixel_jax.models import lora, scan
 from ultrapixel_jax.training.config import LoraTask
-from ultrapixel_jax.training.tasks.base import Batch, Losses, Task, Variables
+from ultrapixel_jax.training.tasks.base import Batch, Losses, Shapes, Task, Variables, batch_size, latent_size
 from ultrapixel_jax.training.tasks.guidance import encoders
 from ultrapixel_jax.training.tasks.stage_c import denoising_loss
 
@@ -39,6 +40,12 @@ class TrainLora(Task):
         """Fresh changes, without text tokens."""
         variables = lora.init(key, self.config.model.lora)
         return {"params": {k: v for k, v in variables["params"].items() if k != "embeddings"}}
+
+    def flops(self, shapes: Shapes) -> int:
+        """Forward and back through the frozen pass; gradients of the attention's weights are left out."""
+        config, batch = self.config.model.stage_c, batch_size(shapes)
+        once = flops.stage_c_condition_flops(config, batch)
+        return once + 2 * flops.stage_c_flops(config, latent_size(shapes, "latent"), batch)
 
     def loss(
         self,

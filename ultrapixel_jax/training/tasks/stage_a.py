@@ -10,10 +10,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ultrapixel_jax import flops
 from ultrapixel_jax.models.stage_a import StageA
 from ultrapixel_jax.training.config import StageATask
 from ultrapixel_jax.training.tasks import encode
-from ultrapixel_jax.training.tasks.base import Batch, Losses, Task, Variables, keys_of, uniform
+from ultrapixel_jax.training.tasks.base import (
+    Batch,
+    Losses,
+    Shapes,
+    Task,
+    Variables,
+    batch_size,
+    keys_of,
+    uniform,
+)
 
 PLACE, QUANTIZE = range(2)
 """Streams of a sample's random numbers."""
@@ -32,6 +42,15 @@ class TrainStageA(Task):
     def frozen(self) -> tuple[str, ...]:
         """Nothing."""
         return ()
+
+    def flops(self, shapes: Shapes) -> int:
+        """Three times a forward pass of the decoder; the encoder is a small part of it."""
+        task = self.config.task
+        assert isinstance(task, StageATask)
+        _, h, w, _ = shapes["image"]
+        side = task.crop if task.crop and task.crop <= min(h, w) else 0
+        size = (side // 4, side // 4) if side else (h // 4, w // 4)
+        return 3 * flops.stage_a_decode_flops(self.config.model.stage_a, size, batch_size(shapes))
 
     def loss(
         self,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ultrapixel_jax import flops
 from ultrapixel_jax.diffusion import loss as objective
 from ultrapixel_jax.diffusion import schedule
 from ultrapixel_jax.models.clip_text import ClipText
@@ -23,8 +24,10 @@ from ultrapixel_jax.training.tasks import encode
 from ultrapixel_jax.training.tasks.base import (
     Batch,
     Losses,
+    Shapes,
     Task,
     Variables,
+    batch_size,
     draw_logsnr,
     dropout_key,
     keys_of,
@@ -58,6 +61,14 @@ class TrainStageB(Task):
         """Stage A, the text encoder, and the EffNet encoder if it is not trained."""
         wanted = ("stage_a", "clip_text", "effnet_encoder")
         return tuple(name for name in wanted if name not in self._encoder)
+
+    def flops(self, shapes: Shapes) -> int:
+        """Three times a forward pass of stage B."""
+        config, batch = self.config.model.stage_b, batch_size(shapes)
+        _, h, w, _ = shapes["image"]
+        size, effnet = (h // 4, w // 4), (h // 32, w // 32)
+        once = flops.stage_b_condition_flops(config, effnet, size, batch)
+        return 3 * (once + flops.stage_b_flops(config, size, batch))
 
     def loss(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ultrapixel_jax import flops
 from ultrapixel_jax.diffusion import loss as objective
 from ultrapixel_jax.diffusion import schedule
 from ultrapixel_jax.models.stage_c import StageC
@@ -16,11 +17,14 @@ from ultrapixel_jax.training.tasks import encode
 from ultrapixel_jax.training.tasks.base import (
     Batch,
     Losses,
+    Shapes,
     Task,
     Variables,
+    batch_size,
     draw_logsnr,
     dropout_key,
     keys_of,
+    latent_size,
     normal,
 )
 from ultrapixel_jax.training.tasks.guidance import encoders
@@ -50,6 +54,15 @@ class TrainStageC(Task):
     def frozen(self) -> tuple[str, ...]:
         """The encoders that are not trained."""
         return tuple(name for name in encoders(self) if name not in self._text)
+
+    def flops(self, shapes: Shapes) -> int:
+        """Three times a forward pass, the text encoder's too where it is trained."""
+        config, batch = self.config.model, batch_size(shapes)
+        once = flops.stage_c_condition_flops(config.stage_c, batch)
+        once += flops.stage_c_flops(config.stage_c, latent_size(shapes, "latent"), batch)
+        if self._text:
+            once += flops.clip_text_flops(config.clip_text, batch)
+        return 3 * once
 
     def loss(
         self,

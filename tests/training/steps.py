@@ -1,0 +1,69 @@
+"""A step on a batch of random latents, and an optimizer that keeps the gradient instead of using it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs.tiny import config as tiny
+from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.training import state as states
+from ultrapixel_jax.training.config import OptimizerConfig, TrainConfig
+from ultrapixel_jax.training.step import make_step
+from ultrapixel_jax.training.tasks import make_task
+
+
+def keep_gradient() -> optax.GradientTransformation:
+    """Changes no parameter; its state is the last gradient."""
+    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)  # noqa: E731
+    return optax.GradientTransformation(zeros, lambda g, s, p=None: (jax.tree.map(lambda x: 0 * x, g), g))
+
+
+def config_of(task: Any, *, batch_size: int = 4, accumulate: int = 1, **changes: Any) -> TrainConfig:
+    data = DataConfig(cached=True, batch_size=batch_size, image_vector_probability=0.0)
+    optimizer = OptimizerConfig(accumulate=accumulate, ema_decay=0.0)
+    values = {"model": tiny, "dtype": "float32", "scanned": False, "data": data, "optimizer": optimizer}
+    return TrainConfig(task=task, **{**values, **changes})
+
+
+def latents(config: TrainConfig, hr: tuple[int, int] = (9, 8), lr: tuple[int, int] = (4, 4)) -> dict:
+    """A cached batch with the shapes that `config` wants."""
+    rng, b, c = np.random.default_rng(0), config.data.batch_size, config.model.stage_c
+
+    def values(*shape: int) -> np.ndarray:
+        return rng.standard_normal((b, *shape)).astype(np.float32)
+
+    return {
+        "latent": values(*hr, c.c_latent),
+        "latent_lr": values(*lr, c.c_latent),
+        "text_states": values(5, c.c_clip_text),
+        "text_pooled": values(c.c_clip_text_pooled),
+        "image_vector": values(c.c_clip_img),
+    }
+
+
+def start(config: TrainConfig, given: dict[str, Any] | None = None, optimizer: Any = None):
+    """(task, optimizer, state, jitted step) of a run that starts from `given` variables."""
+    task = make_task(config)
+    optimizer = optimizer or keep_gradient()
+    create = states.creator(task, optimizer)
+    arranged = {name: task.arrange(name, v) for name, v in (given or {}).items()}
+    state = jax.jit(create)(arranged)
+    return task, optimizer, state, jax.jit(make_step(task, optimizer))
+
+
+def gradient(config: TrainConfig, given: Any, frozen: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+    """Gradient of the objective by component, and the metrics of the step."""
+    task, _, state, step = start(config, given)
+    frozen = {name: task.arrange(name, v) for name, v in frozen.items()}
+    state, metrics = step(state, frozen, batch)
+    return state.optimizer, metrics
+
+
+def with_(config: TrainConfig, **changes: Any) -> TrainConfig:
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,191 @@
+"""Gradients of the training step: against diffusers in torch, and against finite differences in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from tests.models.test_against_diffusers import STAGE_C, nchw, numpy_state, unet
+from tests.recorded_models import import_component
+from tests.training.steps import config_of, gradient, latents, start, with_
+from ultrapixel_jax import components
+from ultrapixel_jax.config import CascadeConfig, GuidanceConfig
+from ultrapixel_jax.diffusion import loss as objective
+from ultrapixel_jax.diffusion import schedule
+from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask, StageCTask
+from ultrapixel_jax.training.tasks.base import Task, draw_logsnr, keys_of, normal
+
+P2 = DiffusionTraining(loss_weight="p2")
+
+
+def cascade(stage_c, **changes) -> CascadeConfig:
+    """A cascade around `stage_c`, whose other parts are not used."""
+    base = CascadeConfig()
+    return dataclasses.replace(
+        base,
+        stage_c=stage_c,
+        guidance=None,
+        clip_text=dataclasses.replace(base.clip_text, width=24, projection=24),
+        clip_vision=dataclasses.replace(base.clip_vision, projection=20),
+        stage_b=dataclasses.replace(base.stage_b, c_clip=24),
+        **changes,
+    )
+
+
+def rows_of(config, batch):
+    """The step's own random keys, for its first step."""
+    _, _, state, _ = start(config)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
+    return {
+        **jax.tree.map(jnp.asarray, batch),
+        "key": jax.random.key_data(jax.random.split(key, config.data.batch_size)),
+    }
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_stage_c_against_diffusers(scanned: bool) -> None:
+    model = unet(
+        STAGE_C, clip_text_in_channels=24, clip_text_pooled_in_channels=24, clip_image_in_channels=20,
+        kernel_size=3, switch_level=(False,),
+    )  # fmt: skip
+    config = config_of(
+        StageCTask(diffusion=P2, dropout=False), batch_size=3, model=cascade(STAGE_C), scanned=scanned
+    )
+    batch = latents(config)
+    given = {"stage_c": import_component("stage_c", STAGE_C, numpy_state(model))}
+    found, metrics = gradient(config, given, {}, batch)
+
+    rows = rows_of(config, batch)
+    logsnr = np.asarray(draw_logsnr(P2, keys_of(rows, 0)))
+    epsilon = np.asarray(normal(keys_of(rows, 1), batch["latent"].shape[1:]))
+    a, b = (torch.from_numpy(np.asarray(v))[:, None, None, None] for v in schedule.scalings(logsnr))
+    x = a * nchw(batch["latent"]) + b * nchw(epsilon)
+    predicted = model(
+        x,
+        torch.from_numpy(np.asarray(schedule.noise_level(logsnr))),
+        clip_text_pooled=torch.from_numpy(batch["text_pooled"][:, None]),
+        clip_text=torch.from_numpy(batch["text_states"]),
+        clip_img=torch.from_numpy(batch["image_vector"][:, None]),
+    ).sample
+    losses = (predicted - nchw(epsilon)).square().mean((1, 2, 3))
+    (torch.from_numpy(1 / (1 + np.exp(logsnr))) * losses).mean().backward()
+    assert abs(metrics["loss"] / losses.mean().item() - 1) < 1e-5
+
+    gradients = {
+        k: (torch.zeros_like(p) if p.grad is None else p.grad).numpy() for k, p in model.named_parameters()
+    }
+    expected = import_component("stage_c", STAGE_C, gradients)
+    if scanned:
+        from ultrapixel_jax.models.scan import stack
+
+        expected = stack(expected, STAGE_C)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+    for (path, e), f in zip(
+        jax.tree_util.tree_leaves_with_path(expected["params"]),
+        jax.tree.leaves(found["stage_c"]),
+        strict=True,
+    ):
+        # diffusers' table of frequencies is off by as much (NOISE_LEVELS in that test).
+        assert np.abs(np.asarray(e) - f).max() < 3e-4 * largest, jax.tree_util.keystr(path)
+
+
+class DoublePrecision(types.ModuleType):
+    """`jax.numpy` in which float32 is float64: the same code, computed in double precision."""
+
+    float32 = jnp.float64
+
+    def __getattr__(self, name: str):
+        return getattr(jnp, name)
+
+
+def double(tree):
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), tree)
+
+
+@pytest.fixture
+def float64(monkeypatch):
+    """Run networks and losses in float64."""
+    for name in (
+        "models.layers", "models.blocks", "models.attention", "models.embeddings", "models.guidance",
+        "models.resize", "models.stage_c", "diffusion.loss", "diffusion.two_branch",
+        "training.tasks.guidance", "training.tasks.encode", "training.tasks.base",
+    ):  # fmt: skip
+        module = importlib.import_module(f"ultrapixel_jax.{name}")
+        if hasattr(module, "jnp"):
+            monkeypatch.setattr(module, "jnp", DoublePrecision("jnp"))
+    monkeypatch.setattr(Task, "dtype", property(lambda self: jnp.dtype(jnp.float64)))
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize("upsampler", ["inr", "bilinear_conv"])
+def test_guidance_against_finite_differences(float64, upsampler: str) -> None:
+    config = config_of(GuidanceTask(diffusion=P2), batch_size=2)
+    guidance = dataclasses.replace(config.model.guidance, upsampler=upsampler)
+    assert isinstance(guidance, GuidanceConfig)
+    config = with_(config, model=dataclasses.replace(config.model, guidance=guidance))
+    task, _, state, _ = start(config)
+    random = np.random.default_rng(1)
+
+    def perturbed(x):
+        return jnp.asarray(np.asarray(x, np.float64) + 0.05 * random.standard_normal(x.shape))
+
+    stage_c = jax.tree.map(
+        perturbed, components.initialise("stage_c", config.model.stage_c, jax.random.key(0))
+    )
+    params = jax.tree.map(perturbed, state.params)
+    rows = rows_of(config, latents(config))
+    batch = {**double(latents(config)), "key": rows["key"]}
+
+    @jax.jit
+    def loss(params):
+        out = task.loss(params, double(state.collections), {"stage_c": stage_c}, batch)
+        assert out.logsnr is not None
+        return (objective.p2_weight(out.logsnr) * out.loss).mean()
+
+    value, grads = jax.value_and_grad(loss)(params)
+    assert value.dtype == jnp.float64
+    leaves, structure = jax.tree.flatten(params)
+    paths = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    worst, zero = 0.0, []
+    for i, (leaf, grad) in enumerate(zip(leaves, jax.tree.leaves(grads), strict=True)):
+        direction = random.standard_normal(leaf.shape)
+        direction /= np.linalg.norm(direction)
+        h = 1e-5
+
+        def at(step: float, i=i, direction=direction) -> float:
+            moved = [x + step * direction if j == i else x for j, x in enumerate(leaves)]
+            return float(loss(jax.tree.unflatten(structure, moved)))
+
+        expected, found = (at(h) - at(-h)) / (2 * h), float((grad * direction).sum())
+        if np.linalg.norm(grad) < 1e-15:
+            zero.append(paths[i])
+            continue
+        worst = max(worst, abs(found - expected) / (abs(expected) + 1e-5 * float(np.linalg.norm(grad))))
+        assert abs(found - expected) < 1e-4 * abs(expected) + 1e-6 * float(np.linalg.norm(grad)), paths[i]
+    # Nothing is disconnected but what attention cancels: a bias of the keys moves all logits alike.
+    assert all("['key']['bias']" in path or "posemb" in path for path in zero), zero
+    assert worst < 1e-2
+
+
+def test_neither_parts_nor_scanning_change_the_gradient() -> None:
+    """The same gradient unrolled in one part, and scanned with rematerialisation in two."""
+    config = config_of(GuidanceTask(diffusion=P2))
+    stage_c = components.initialise("stage_c", config.model.stage_c, jax.random.key(0))
+    stage_c = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), stage_c)
+    batch = latents(config)
+    plain, _ = gradient(config, {}, {"stage_c": stage_c}, batch)
+    parts = dataclasses.replace(config.optimizer, accumulate=2)
+    other = with_(config, optimizer=parts, scanned=True)
+    assert (other.scanned, other.optimizer.accumulate) != (config.scanned, config.optimizer.accumulate)
+    found, _ = gradient(other, {}, {"stage_c": stage_c}, batch)
+    assert max(np.abs(x).max() for x in jax.tree.leaves(plain)) > 1e-4
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
