@@ -1,10 +1,12 @@
 """The demo world as a dataset: scenes, drawn and captioned, to sharded ArrayRecord.
 
     python -m ultrapixel_jax.demo.build OUTPUT --split train --count 20000 --side 384 --seed 0
+    python -m ultrapixel_jax.demo.build OUTPUT --count 20000 --side 512 1024 2048 --tile 256
 
 OUTPUT is what `python -m ultrapixel_jax.data.build` writes, so `data.loader` and `data.cache` read it
 unchanged; ids are SPLIT-INDEX. Example i is scene i of the split at every size, so that datasets of two
-sizes show the same scenes. Kill the program at any moment, repeat the command, and it goes on.
+sizes show the same scenes. With several sizes, each scene is drawn at one of them; with --tile, only a
+square of it is, at a random place: what stages A and B learn from, who see no more at a time. Kill the program at any moment, repeat the command, and it goes on.
 """
 
 from __future__ import annotations
@@ -20,19 +22,22 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ultrapixel_jax.data.build import Parser, exit_code, summary, whole
+from ultrapixel_jax.data.plan import uniforms
 from ultrapixel_jax.demo import world
 from ultrapixel_jax.demo.captions import caption
 from ultrapixel_jax.demo.render import LARGEST, render
 from ultrapixel_jax.errors import UserError
 
 HW = tuple[int, int]
+_DOMAIN = 0x711E
+"""Keeps the random sizes and places apart from other random numbers of the same seed."""
 
 FORMATS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 2},
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
 """Options of Pillow's `save`, by name."""
-VERSION = 1
+VERSION = 2
 """Of the world: to be raised with every change of scenes, drawing or captions."""
 
 
@@ -41,7 +46,8 @@ def build(
     *,
     split: str = "train",
     count: int = 20000,
-    size: HW = (384, 384),
+    size: Sequence[HW] = ((384, 384),),
+    tile: int = 0,
     seed: int = 0,
     first: int = 0,
     encoding: str = "png",
@@ -55,7 +61,8 @@ def build(
         output: the directory to write.
         split: `train` or `held_out`.
         count: number of scenes.
-        size: height and width in pixels.
+        size: heights and widths in pixels; each scene has one of them.
+        tile: side of the square that is kept of each picture; 0 keeps all.
         seed: of the scenes and their captions.
         first: index of the first scene.
         encoding: one of `FORMATS`.
@@ -69,10 +76,11 @@ def build(
     world.sample(seed, first, split)  # complains about bad values
     if encoding not in FORMATS:
         raise UserError(f"format {encoding!r:.80} is not known; use one of {', '.join(FORMATS)}")
-    if min(size) < 16 or max(size) > LARGEST:
-        raise UserError(f"size {size[0]}x{size[1]} is outside 16 to {LARGEST} pixels")
+    for height, width in size:
+        if min(height, width) < max(16, tile) or max(height, width) > LARGEST:
+            raise UserError(f"size {height}x{width} is outside {max(16, tile)} to {LARGEST} pixels")
     plan = {"source": "ultrapixel_jax.demo", "version": VERSION, "split": split, "items": count,
-            "size": list(size), "seed": seed, "first": first, "format": encoding,
+            "size": [list(hw) for hw in size], "tile": tile, "seed": seed, "first": first, "format": encoding,
             "shard_images": shard_images}  # fmt: skip
 
     from etils import epath
@@ -85,7 +93,7 @@ def build(
     starts = range(first, first + count, shard_images)
     jobs = [
         _Job(os.fspath(directory), i, len(starts), start, min(start + shard_images, first + count),
-             split, seed, size, encoding)
+             split, seed, tuple(size), tile, encoding)
         for i, start in enumerate(starts)
     ]  # fmt: skip
     todo = [job for job in jobs if records.shard_done(directory, job.index) is None]
@@ -105,7 +113,8 @@ class _Job:
     end: int
     split: str
     seed: int
-    size: HW
+    size: tuple[HW, ...]
+    tile: int
     encoding: str
 
 
@@ -126,11 +135,17 @@ def _make_shard(job: _Job) -> int:
 def _examples(job: _Job) -> Iterator[dict[str, Any]]:
     from PIL import Image
 
-    height, width = job.size
     for index in range(job.first, job.end):
         scene = world.sample(job.seed, index, job.split)
+        which, y, x, _ = uniforms(4, (_DOMAIN, job.seed, index)).tolist()
+        height, width = job.size[int(which * len(job.size))]
+        window = None
+        if side := job.tile:
+            top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
+            window, height, width = (top, left, side, side), side, side
+        drawn = render(scene, *job.size[int(which * len(job.size))], window)
         data = io.BytesIO()
-        Image.fromarray(render(scene, height, width)).save(data, **FORMATS[job.encoding])
+        Image.fromarray(drawn).save(data, **FORMATS[job.encoding])
         data.seek(0)
         yield {
             "image": data,
@@ -190,8 +205,10 @@ def parser() -> Parser:
     p.add_argument("--split", choices=world.SPLITS, default="train", help="(default: train)")
     p.add_argument("--count", type=whole("--count", 1, 10**8), default=20000, metavar="N",
                    help="number of scenes (default: 20000)")  # fmt: skip
-    p.add_argument("--side", type=_size, default=(384, 384), metavar="N", dest="size",
-                   help="pixels on a side, or HEIGHTxWIDTH (default: 384)")  # fmt: skip
+    p.add_argument("--side", type=_size, default=[(384, 384)], nargs="+", metavar="N", dest="size",
+                   help="pixels on a side, or HEIGHTxWIDTH; several are drawn at random (default: 384)")
+    p.add_argument("--tile", type=whole("--tile", 0, LARGEST), default=0, metavar="N",
+                   help="keep a random square of N pixels (default: 0, everything)")  # fmt: skip
     p.add_argument("--seed", type=whole("--seed", 0, world.MAX_SEED), default=0, metavar="N",
                    help="of scenes and captions (default: 0)")  # fmt: skip
     p.add_argument("--first", type=whole("--first", 0, 10**9), default=0, metavar="N",

@@ -41,10 +41,13 @@ GRADIENT = 0.84
 """Of the tone, at the lower end of a gradient."""
 
 
-def render(scene: Scene, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+def render(
+    scene: Scene, height: int, width: int, window: tuple[int, int, int, int] | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
     """Draw a scene: RGB, `height` × `width` pixels.
 
-    The scene fills the largest centred square; the background goes on beyond it.
+    The scene fills the largest centred square; the background goes on beyond it. Of that picture,
+    `window` (top, left, height, width) is drawn alone.
 
     Raises:
         UserError: a side below 16 or above 16384 pixels.
@@ -55,10 +58,12 @@ def render(scene: Scene, height: int, width: int) -> UInt8[np.ndarray, "height w
     unit = min(height, width)
     ys = (np.arange(height) + 0.5 - (height - unit) / 2) / unit
     xs = (np.arange(width) + 0.5 - (width - unit) / 2) / unit
-    out = np.empty((height, width, 3), np.uint8)
-    rows = max(1, STRIP // width)
+    top, left, h, w = window or (0, 0, height, width)
+    ys, xs = ys[top : top + h], xs[left : left + w]
+    out = np.empty((len(ys), len(xs), 3), np.uint8)
+    rows = max(1, STRIP // len(xs))
     order = scene.objects[::-1]  # the first is on top
-    for top in range(0, height, rows):
+    for top in range(0, len(ys), rows):
         y = ys[top : top + rows]
         planes = _background(scene.background, y, xs, 1 / unit)
         for o in order:

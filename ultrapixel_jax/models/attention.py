@@ -1,8 +1,8 @@
-"""Multi-head attention whose memory grows linearly with the number of tokens.
+"""Multi-head attention whose memory grows linearly with the number of tokens, forwards and backwards.
 
 The logits of all pairs of tokens never exist at once: on CPUs one head (and one chunk of queries) at a
 time, on NVIDIA GPUs in cuDNN's flash kernel, elsewhere one chunk of queries at a time. All of them
-take the softmax in float32.
+take the softmax in float32. The gradient computes a chunk's logits again instead of keeping them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ultrapixel_jax.models.layers import product
+
 QUERY_CHUNK = 1152
+"""Queries at a time, at most, where one head is computed after the other."""
+LOGITS_AT_ONCE = 1 << 26
+"""Logits at a time, at most, where all heads are computed together: 256 MiB of float32."""
 
 
 def attention(
@@ -33,32 +38,39 @@ def _by_heads(q: Array, k: Array, v: Array) -> Array:
     def flat(x: Array) -> Array:
         return x.transpose(0, 2, 1, 3).reshape(b * heads, x.shape[1], d)
 
-    out = jax.lax.map(lambda qkv: _in_chunks(_one_head, *qkv), (flat(q), flat(k), flat(v)))
+    out = jax.lax.map(
+        lambda qkv: _in_chunks(_one_head, *qkv, size=QUERY_CHUNK), (flat(q), flat(k), flat(v))
+    )
     return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
 
 
 def _by_queries(q: Array, k: Array, v: Array) -> Array:
     """All heads at once, one chunk of queries after the other."""
     b, n, heads, d = q.shape
+    size = QUERY_CHUNK
+    if all(isinstance(i, int) for i in (b, heads, k.shape[1])):
+        size = max(128, LOGITS_AT_ONCE // (b * heads * k.shape[1]) // 128 * 128)
     q, k, v = (x.transpose(0, 2, 1, 3).reshape(b * heads, x.shape[1], d) for x in (q, k, v))
-    out = _in_chunks(jax.vmap(_one_head), q, k, v, axis=1)
+    out = _in_chunks(jax.vmap(_one_head), q, k, v, axis=1, size=size)
     return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
 
 
 def _one_head(q: Array, k: Array, v: Array) -> Array:
     """(n, d), (m, d), (m, d) -> (n, d); dividing by the row sums last saves a pass over the logits."""
-    logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * (1.0 / math.sqrt(q.shape[-1]))
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    logits = product(q, k.T) * (1.0 / math.sqrt(q.shape[-1]))
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    out = product(weights.astype(v.dtype), v)
     return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
 
 
-def _in_chunks(attend, q: Array, k: Array, v: Array, axis: int = 0) -> Array:
+def _in_chunks(attend, q: Array, k: Array, v: Array, *, size: int, axis: int = 0) -> Array:
     """Apply `attend` to chunks of queries along `axis`; sizes unknown until run time stay whole."""
+    # Loops give no chance to merge the second computation with the first: no barrier is needed.
+    attend = jax.checkpoint(attend, prevent_cse=False)
     n = q.shape[axis]
-    if not isinstance(n, int) or n <= 2 * QUERY_CHUNK:
+    if not isinstance(n, int) or n <= 2 * size:
         return attend(q, k, v)
-    count = -(-n // QUERY_CHUNK)
+    count = -(-n // size)
     size = -(-n // count)
     pad = [(0, count * size - n if i == axis else 0) for i in range(q.ndim)]
     chunks = jnp.stack(jnp.split(jnp.pad(q, pad), count, axis=axis))

@@ -222,6 +222,12 @@ class Level(nn.Module):
             out += jax.lax.map(one, self.get_variable("params", "rest"))
         return out
 
+    def _call(self, layer: nn.Module, *args: Any, **options: Any) -> Array:
+        """Run a layer; with `scanned`, so that its gradient keeps only its inputs."""
+        if not self.scanned:
+            return layer(*args, **options)
+        return nn.remat(lambda layer, *args: layer(*args, **options))(layer, *args)
+
     def _run_rest(self, x: Array, time: TimeEmbedding, kv: Sequence[KeysValues], train: bool) -> Array:
         """All blocks but the first, in one scan that keeps only what goes from block to block."""
         block = self._block
@@ -272,12 +278,12 @@ class Level(nn.Module):
                     joins = res == 0 and skip is not None
                     if joins and skip is not None and x.shape[1:3] != skip.shape[1:3]:
                         x = resize_bilinear(x, (skip.shape[1], skip.shape[2]))
-                    x = layer(x, skip if joins else None, train=train)
+                    x = self._call(layer, x, skip if joins else None, train=train)
                     res += 1
                 elif isinstance(layer, TimestepBlock):
                     x = layer(x, time)
                 else:
-                    x = layer(x, kv[attn])
+                    x = self._call(layer, x, kv[attn])
                     if attn == 0 and repeat == 0:
                         feature = x
                         x = fuse(x) if fuse is not None else x

@@ -46,12 +46,43 @@ def apply_linear(
     x: Float[Array, "*b c"], kernel: Float[Array, "c f"], bias: Float[Array, " f"] | None
 ) -> Float[Array, "*b f"]:
     """`x @ kernel + bias`, accumulated in float32, in the dtype of `x`."""
-    y = jax.lax.dot_general(
-        x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
+    y = product(x, kernel.astype(x.dtype))
     if bias is not None:
         y = y + per_channel(bias, y.ndim)
     return y.astype(x.dtype)
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "*b c"], kernel: Float[Array, "c f"]) -> Float[Array, "*b f"]:
+    """`x @ kernel` of two arrays of one dtype, accumulated and returned in float32.
+
+    Its gradient is a pair of such products: the cotangent is rounded to the dtype of `x` first. JAX's own
+    gradient would multiply float32 by bfloat16, at the rate of float32: a quarter of the speed on CPUs.
+    """
+    return _dot(x, kernel, x.ndim - 1, 0)
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return product(x, kernel), (x, kernel)
+
+
+def _product_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    cotangent = cotangent.astype(x.dtype)
+    rows = tuple(range(x.ndim - 1))
+    return (
+        _dot(cotangent, kernel, cotangent.ndim - 1, 1).astype(x.dtype),
+        _dot(x, cotangent, rows, rows).astype(kernel.dtype),
+    )
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _dot(a: Array, b: Array, axes_a: int | tuple[int, ...], axes_b: int | tuple[int, ...]) -> Array:
+    """Product of `a` and `b`, summed over the given axes, in float32."""
+    contract = tuple((axes,) if isinstance(axes, int) else axes for axes in (axes_a, axes_b))
+    return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
 
 
 def per_channel(vector: Float[Array, " c"], ndim: int) -> Float[Array, "*ones c"]:

@@ -1,0 +1,72 @@
+"""The demo cascade's sizes: the layout of the full model with a few million parameters.
+
+Its low-resolution pass is a picture of 512² (latent 12×12, where the full model has 1024² and 24×24), so
+that 1024² is four times its area and 2048² sixteen times.
+"""
+
+from ultrapixel_jax.config import (
+    CascadeConfig,
+    ClipTextConfig,
+    ClipVisionConfig,
+    ControlNetConfig,
+    DiffusionConfig,
+    EfficientNetConfig,
+    EfficientNetStage,
+    EffnetEncoderConfig,
+    GuidanceConfig,
+    LevelConfig,
+    LoraConfig,
+    PreviewerConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
+
+WIDTH = 192
+stage_c = StageCConfig(
+    levels=(
+        LevelConfig(WIDTH, 6, down_blocks=1, up_blocks=1),
+        LevelConfig(WIDTH, 6, down_blocks=4, up_blocks=4),
+    ),
+    c_cond=WIDTH,
+    c_clip_text=128,
+    c_clip_text_pooled=128,
+    c_clip_img=16,
+)
+config = CascadeConfig(
+    stage_c=stage_c,
+    guidance=GuidanceConfig(
+        channels=WIDTH, inr_channels=96, inr_width=96, inr_heads=6, inr_head_dim=16, inr_groups=16
+    ),
+    stage_b=StageBConfig(
+        levels=(
+            LevelConfig(48, 1, down_blocks=1, up_blocks=1, layers="CT"),
+            LevelConfig(96, 1, down_blocks=1, up_blocks=2, layers="CT"),
+            LevelConfig(128, 4, down_blocks=2, up_blocks=3),
+            LevelConfig(128, 4, down_blocks=2, up_blocks=2),
+        ),
+        c_cond=128,
+        c_clip=128,
+    ),
+    stage_a=StageAConfig(c_hidden=64, bottleneck_blocks=3, codebook_size=1024),
+    clip_text=ClipTextConfig(vocab_size=1024, width=128, layers=3, heads=4, mlp_width=512, projection=128),
+    clip_vision=ClipVisionConfig(image_size=28, width=16, layers=1, heads=2, mlp_width=32, projection=16),
+    effnet_encoder=EffnetEncoderConfig(
+        EfficientNetConfig(
+            stem=16,
+            stages=(
+                EfficientNetStage("fused", 1, 1, 16, 1),
+                EfficientNetStage("fused", 2, 2, 32, 1),
+                EfficientNetStage("fused", 2, 2, 48, 1),
+                EfficientNetStage("mbconv", 3, 2, 96, 2),
+                EfficientNetStage("mbconv", 3, 2, 128, 3),
+            ),
+            head=256,
+        )
+    ),
+    previewer=PreviewerConfig(channels=(96, 48, 32, 24)),
+    controlnet=ControlNetConfig(channels=WIDTH, slots=(0, 2, 4, 6)),
+    lora=LoraConfig(stage_c=stage_c, text_width=128),
+    sampling_c=DiffusionConfig(steps=20, cfg=4.0),
+    sampling_b=DiffusionConfig(steps=10, cfg=1.1),
+)
