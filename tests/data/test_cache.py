@@ -1,7 +1,6 @@
 """Cached latents are what the encoders give directly."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from ultrapixel_jax.data.loader import Loader
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.placeholder import config as placeholder
+from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.tokenizer import BYTE_TOKENIZER, Tokenizer
 
 BACKBONE = EfficientNetConfig(
@@ -72,7 +72,14 @@ def arguments(records: Path, checkpoint: Path, output: Path, *more: str) -> list
 def compiled_once() -> Iterator[None]:
     """Encoders are loaded, and so compiled, once for all commands."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "load_encoders", functools.lru_cache(encode.load_encoders))
+        load, loaded = encode.load_encoders, {}
+
+        def once(sources: Sources, *settings: Any) -> encode.Encoders:
+            key = (sources.identity, *settings)
+            loaded[key] = loaded.get(key) or load(sources, *settings)
+            return loaded[key]
+
+        patch.setattr(encode, "load_encoders", once)
         yield
 
 
@@ -131,13 +138,28 @@ def test_latents_and_states_equal_direct_encoding(records: Path, checkpoint: Pat
         close(row["image_vector"], vectors(image["image_clip"][None])[0])
 
 
+def test_encoders_that_are_missing_give_zeros(
+    records: Path, checkpoint: Path, cached: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "latents"
+    without = ("--without", "clip_text", "clip_vision")
+    assert command.main(arguments(records, checkpoint, output, *without)) == 0
+    config = DataConfig(path=str(output), cached=True, batch_size=1, caption_dropout=0.0)
+    (batch,) = read(config, 1)
+    assert batch["caption"][0]
+    assert batch["text_states"].shape == (1, 1, 1280)  # of the default cascade: these sources name none
+    assert not batch["image_vector"].any() and batch["image_vector"].shape == (1, 768)
+    other = by_id(read(dataclasses.replace(config, path=str(cached)), 40))[batch["ids"][0]]
+    np.testing.assert_array_equal(batch["latent"][0], other["latent"])
+
+
 def test_dropping_still_works(cached: Path, checkpoint: Path) -> None:
     config = DataConfig(
         path=str(cached), cached=True, batch_size=2, caption_dropout=0.5, image_vector_probability=0.5
     )
     empty = [
         array[0].astype(ml_dtypes.bfloat16)
-        for array in encode.load_encoders(checkpoint, "float32").text([""])
+        for array in encode.load_encoders(Sources([checkpoint]), "float32").text([""])
     ]
     dropped = 0
     for batch in read(config, 20):

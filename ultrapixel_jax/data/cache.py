@@ -1,12 +1,13 @@
 """Latents and text states, computed once, so that training needs neither encoders nor image decoding.
 
-    python -m ultrapixel_jax.data.cache DATASET CHECKPOINT OUTPUT
+    python -m ultrapixel_jax.data.cache DATASET CHECKPOINT… OUTPUT
 
-DATASET is what `python -m ultrapixel_jax.data.build` wrote, CHECKPOINT a converted one with
-effnet_encoder, clip_text and clip_vision. Each image is brought to its bucket and cropped once, as in the
-first epoch of training with the same seed; OUTPUT then holds its latents (full and low resolution), text
-states, pooled text and image vector in bfloat16, and the empty prompt's once: captions and image vectors
-are still dropped at random in training. Batches are spread over this machine's devices.
+DATASET is what `python -m ultrapixel_jax.data.build` wrote; each CHECKPOINT a converted one or a training
+run, that together have effnet_encoder, clip_text and clip_vision. Each image is brought to its bucket and
+cropped once, as in the first epoch of training with the same seed; OUTPUT then holds its latents (full and
+low resolution), text states, pooled text and image vector in bfloat16, and the empty prompt's once:
+captions and image vectors are still dropped at random in training. Batches are spread over this machine's
+devices.
 
 OUTPUT is written shard by shard; kill the program at any moment and repeat the command to go on.
 """
@@ -19,7 +20,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from ultrapixel_jax.config import DTYPES, check_dtype
@@ -156,7 +156,8 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     p.add_argument("dataset", metavar="DATASET", help="directory that ultrapixel_jax.data.build wrote")
-    p.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="directory that convert wrote")
+    p.add_argument("checkpoint", metavar="CHECKPOINT", nargs="+",
+                   help="directory that convert or train.py wrote")  # fmt: skip
     p.add_argument("output", metavar="OUTPUT", help="new directory, or that of an interrupted run")
     p.add_argument("--areas", type=whole("--areas", 32, 16384), nargs="+", default=AREAS, metavar="S",
                    help="s of the areas s² (default: the released ones)")  # fmt: skip
@@ -172,6 +173,9 @@ def parser() -> Parser:
                    help="images encoded at once (default: 8)")  # fmt: skip
     p.add_argument("--dtype", type=check_dtype, default="float32", metavar="|".join(DTYPES),
                    help="of computing (default: float32)")  # fmt: skip
+    p.add_argument("--without", choices=("clip_text", "clip_vision"), nargs="+", default=[], metavar="NAME",
+                   help="encoders to do without: clip_vision where the cascade has none, clip_text to train "
+                   "one on the captions")  # fmt: skip
     p.add_argument("--shard-images", type=whole("--shard-images", 1, 1_000_000), default=1024, metavar="N",
                    help="examples per shard (default: 1024)")  # fmt: skip
     p.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -185,15 +189,13 @@ def run(argv: Sequence[str] | None) -> None:
         path=o.dataset, areas=tuple(o.areas), ratios=tuple(o.ratios), seed=o.seed, batch_size=o.batch_size,
         lr_resize=o.lr_resize, lr_side=o.lr_side,
     )  # fmt: skip
-    if not o.checkpoint.is_dir():
-        raise UserError(f"checkpoint {str(o.checkpoint)!r} does not exist; convert the released files first")
-
     from ultrapixel_jax.data.encode import load_encoders
-    from ultrapixel_jax.manifest import identity
+    from ultrapixel_jax.sources import Sources
 
-    encoders = load_encoders(o.checkpoint, o.dtype)
+    sources = Sources(o.checkpoint)
+    encoders = load_encoders(sources, o.dtype, tuple(o.without))
     report = cache(
-        config, encoders, o.output, checkpoint=f"{identity(o.checkpoint)} {o.dtype}",
+        config, encoders, o.output, checkpoint=" ".join([sources.identity, o.dtype, *sorted(o.without)]),
         shard_images=o.shard_images, quiet=o.quiet,
     )  # fmt: skip
     print(summary(report, o.output))

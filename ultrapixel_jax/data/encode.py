@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,15 +14,16 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from ultrapixel_jax import components
-from ultrapixel_jax.checkpoint import read_manifest, restore
-from ultrapixel_jax.config import from_dict
-from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.config import CascadeConfig
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.models.clip_vision import preprocess
+from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.tokenizer import Tokenizer
 
 NAMES = ("effnet_encoder", "clip_text", "clip_vision")
-"""Components that a checkpoint has to have."""
+"""The encoders."""
+OPTIONAL = ("clip_text", "clip_vision")
+"""Those that a cascade may do without; zeros take the place of what they would give."""
 
 
 class Encoders:
@@ -36,11 +36,11 @@ class Encoders:
         tokenizer: Tokenizer,
         dtype: Any = jnp.float32,
     ) -> None:
-        """Encoders of `configs` and `variables` by component, computing in `dtype`."""
+        """Encoders of `configs` by component, computing in `dtype`; those without `variables` give zeros."""
         self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
         self._variables = jax.device_put(variables, NamedSharding(self._mesh, PartitionSpec()))
         self._tokenizer, self._dtype = tokenizer, jnp.dtype(dtype)
-        self.clip_size = configs["clip_vision"].image_size
+        self._configs = configs
         modules = {
             name: components.build(name, configs[name], dtype) for name in ("effnet_encoder", "clip_vision")
         }
@@ -58,12 +58,21 @@ class Encoders:
     def text(
         self, captions: Sequence[str]
     ) -> tuple[Float32[np.ndarray, "b n c"], Float32[np.ndarray, "b p"]]:
-        """Text states and pooled vector of each caption."""
+        """Text states and pooled vector of each caption; one state of zeros without a text encoder."""
+        config = self._configs["clip_text"]
+        if "clip_text" not in self._variables:
+            rows = len(captions)
+            return np.zeros((rows, 0, config.width), np.float32), np.zeros(
+                (rows, config.projection), np.float32
+            )
         return self._run(self._text, "clip_text", *self._tokenizer(captions))
 
     def image_vectors(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "b p"]:
         """CLIP image vectors."""
-        return self._run(self._vectors, "clip_vision", preprocess(images, self.clip_size))
+        config = self._configs["clip_vision"]
+        if "clip_vision" not in self._variables:
+            return np.zeros((len(images), config.projection), np.float32)
+        return self._run(self._vectors, "clip_vision", preprocess(images, config.image_size))
 
     def _run(self, function: Any, name: str, *inputs: np.ndarray) -> Any:
         rows = len(inputs[0])
@@ -73,23 +82,17 @@ class Encoders:
         return jax.tree.map(functools.partial(np.asarray, dtype=np.float32), out)
 
 
-def load_encoders(checkpoint: str | Path, dtype: str = "float32") -> Encoders:
-    """The encoders of a checkpoint directory that `python -m convert` wrote.
+def load_encoders(sources: Sources, dtype: str = "float32", without: Sequence[str] = ()) -> Encoders:
+    """The encoders of converted checkpoints or training runs, but for those in `without`.
 
     Raises:
         UserError: one is missing, or its files are damaged.
     """
-    directory = Path(checkpoint)
-    infos = read_manifest(directory).components
-    if missing := [name for name in NAMES if name not in infos]:
-        raise UserError(
-            f"checkpoint {directory} has no {', '.join(missing)}, only {', '.join(infos)}; convert again "
-            "with their files among the sources"
-        )
-    configs = {name: from_dict(components.CONFIGS[name], infos[name].config) for name in NAMES}
-    tokenizer = Tokenizer(directory / "tokenizer", configs["clip_text"].positions)
-    variables = {
-        name: restore(directory, name, like=components.abstract(name, configs[name]), dtype=jnp.dtype(dtype))
-        for name in NAMES
-    }
+    wanted = [name for name in NAMES if name not in without]
+    sources.require(wanted, "caching")
+    cascade = sources.config or CascadeConfig()
+    found = {name: sources.entries[name].config for name in wanted}
+    configs = {name: found.get(name, getattr(cascade, name)) for name in NAMES}
+    variables = {name: sources.load(name, configs[name], dtype=jnp.dtype(dtype)) for name in wanted}
+    tokenizer = Tokenizer(sources.tokenizer, configs["clip_text"].positions)
     return Encoders(configs, variables, tokenizer, jnp.dtype(dtype))

@@ -126,9 +126,7 @@ def _make_shard(job: _Job) -> int:
 
     directory = epath.Path(job.directory)
     report = records.ShardReport()
-    records.write_shard(
-        records.CaptionedImages, directory, job.index, job.count, _examples(job), report
-    )
+    records.write_shard(records.CaptionedImages, directory, job.index, job.count, _examples(job), report)
     return job.end - job.first
 
 
@@ -205,8 +203,15 @@ def parser() -> Parser:
     p.add_argument("--split", choices=world.SPLITS, default="train", help="(default: train)")
     p.add_argument("--count", type=whole("--count", 1, 10**8), default=20000, metavar="N",
                    help="number of scenes (default: 20000)")  # fmt: skip
-    p.add_argument("--side", type=_size, default=[(384, 384)], nargs="+", metavar="N", dest="size",
-                   help="pixels on a side, or HEIGHTxWIDTH; several are drawn at random (default: 384)")
+    p.add_argument(
+        "--side",
+        type=_size,
+        default=[(384, 384)],
+        nargs="+",
+        metavar="N",
+        dest="size",
+        help="pixels on a side, or HEIGHTxWIDTH; several are drawn at random (default: 384)",
+    )
     p.add_argument("--tile", type=whole("--tile", 0, LARGEST), default=0, metavar="N",
                    help="keep a random square of N pixels (default: 0, everything)")  # fmt: skip
     p.add_argument("--seed", type=whole("--seed", 0, world.MAX_SEED), default=0, metavar="N",

@@ -229,6 +229,4 @@ def _draw(
 def _overlap(u: Field, thickness: float) -> Field:
     """Share of a pixel at `u` (in pixels) that a line of `thickness` pixels around 0 covers."""
     half = np.float32(thickness / 2)
-    return np.clip(
-        np.minimum(u + np.float32(0.5), half) - np.maximum(u - np.float32(0.5), -half), 0, 1
-    )
+    return np.clip(np.minimum(u + np.float32(0.5), half) - np.maximum(u - np.float32(0.5), -half), 0, 1)

@@ -38,9 +38,7 @@ def _by_heads(q: Array, k: Array, v: Array) -> Array:
     def flat(x: Array) -> Array:
         return x.transpose(0, 2, 1, 3).reshape(b * heads, x.shape[1], d)
 
-    out = jax.lax.map(
-        lambda qkv: _in_chunks(_one_head, *qkv, size=QUERY_CHUNK), (flat(q), flat(k), flat(v))
-    )
+    out = jax.lax.map(lambda qkv: _in_chunks(_one_head, *qkv, size=QUERY_CHUNK), (flat(q), flat(k), flat(v)))
     return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
 
 

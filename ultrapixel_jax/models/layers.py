@@ -9,12 +9,14 @@ embeddings are computed in float32, whatever the dtype of the weights.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Dtype = Any
@@ -118,8 +120,12 @@ class LayerNorm(nn.Module):
 
 
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """The exact GELU (erf), as everywhere in Stable Cascade."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact GELU, x·(1 + erf(x/√2))/2 as in torch, in float32 and rounded once.
+
+    `jax.nn.gelu` takes erfc, which costs CPUs several times as much.
+    """
+    x32 = x.astype(jnp.float32)
+    return (0.5 * x32 * (1.0 + jax.lax.erf(x32 * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def pixel_unshuffle(x: Float[Array, "b hp wp c"], factor: int) -> Float[Array, "b h w cpp"]:
@@ -181,18 +187,80 @@ def depthwise(
     out_h, out_w = -(-height // stride), -(-width // stride)
     pad = [(0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)]
     padded = jnp.pad(x, pad, mode="edge" if padding == "edge" else "constant")
-    start = jnp.zeros((), jnp.float32) if bias is None else per_channel(bias, 4)
-    total = jnp.broadcast_to(start, (b, out_h, out_w, c))
-    for dy in range(k):
-        for dx in range(k):
-            shifted = jax.lax.slice(
-                padded,
-                (0, dy, dx, 0),
-                (b, dy + (out_h - 1) * stride + 1, dx + (out_w - 1) * stride + 1, c),
-                (1, stride, stride, 1),
-            )
-            total = total + shifted.astype(jnp.float32) * per_channel(kernel[dy, dx], 4)
+    if padding == "edge":  # else every tap is fused with a padding of its own, slower by ten times on CPUs
+        padded = jax.lax.optimization_barrier(padded)
+    if stride == 1:
+        total = _depthwise(padded, kernel.astype(jnp.float32))
+    else:
+        total = _taps(padded, kernel, (out_h, out_w), stride)
+    if bias is not None:
+        total = total + per_channel(bias, 4)
     return total.astype(x.dtype)
+
+
+def _taps(padded: Array, kernel: Array, size: tuple[int, int], stride: int = 1) -> Array:
+    """Sum over the kernel's taps of shifted maps times their weights, in float32."""
+    b, _, _, c = padded.shape
+    h, w = size
+    total = jnp.zeros((b, h, w, c), jnp.float32)
+    for dy, dx in np.ndindex(kernel.shape[:2]):
+        last = (b, dy + (h - 1) * stride + 1, dx + (w - 1) * stride + 1, c)
+        shifted = jax.lax.slice(padded, (0, dy, dx, 0), last, (1, stride, stride, 1))
+        total = total + shifted.astype(jnp.float32) * per_channel(kernel[dy, dx], 4)
+    return total
+
+
+@jax.custom_vjp
+def _depthwise(padded: Array, kernel: Array) -> Array:
+    """Depthwise convolution without padding, in float32; its gradient in `x` is one too."""
+    k = kernel.shape[0]
+    return _taps(padded, kernel, (padded.shape[1] - k + 1, padded.shape[2] - k + 1))
+
+
+def _depthwise_forward(padded: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _depthwise(padded, kernel), (padded, kernel)
+
+
+def _depthwise_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    padded, kernel = saved
+    border = [(0, 0), *[(kernel.shape[0] - 1,) * 2] * 2, (0, 0)]
+    change = _taps(jnp.pad(cotangent, border), kernel[::-1, ::-1], padded.shape[1:3])
+    in_kernel = jax.lax.platform_dependent(
+        padded, cotangent, cpu=_kernel_gradient_by_products, default=_kernel_gradient
+    )
+    return change.astype(padded.dtype), in_kernel.reshape(kernel.shape)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _kernel_gradient(padded: Array, cotangent: Array) -> Array:
+    """Gradient in the kernel, (taps, channels)."""
+    _, h, w, _ = cotangent.shape
+    places = np.ndindex(padded.shape[1] - h + 1, padded.shape[2] - w + 1)
+    return jnp.stack(
+        [(padded[:, y : y + h, x : x + w].astype(jnp.float32) * cotangent).sum((0, 1, 2)) for y, x in places]
+    )
+
+
+def _kernel_gradient_by_products(padded: Array, cotangent: Array) -> Array:
+    """The same, summed by products with ones: XLA's sums over leading axes are slow on CPUs."""
+    _, h, w, c = cotangent.shape
+    ones = jnp.ones((1, h * w), jnp.float32)
+
+    def one(inputs: tuple[Array, Array]) -> Array:
+        padded, cotangent = inputs
+        places = np.ndindex(padded.shape[0] - h + 1, padded.shape[1] - w + 1)
+        return jnp.concatenate(
+            [
+                jnp.matmul(
+                    ones, (padded[y : y + h, x : x + w].astype(jnp.float32) * cotangent).reshape(h * w, c)
+                )
+                for y, x in places
+            ]
+        )
+
+    return jax.lax.map(one, (padded, cotangent)).sum(0)
 
 
 class Conv(nn.Module):
@@ -238,13 +306,44 @@ class ConvTransposed(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        border = self.size - 1 - self.padding
-        y = jax.lax.conv_general_dilated(
-            x, kernel[::-1, ::-1].astype(x.dtype), (1, 1), [(border, border)] * 2,
-            lhs_dilation=(self.stride, self.stride), dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            preferred_element_type=jnp.float32,
-        )  # fmt: skip
+        y = _conv_transposed(x, kernel.astype(x.dtype), self.stride, self.padding)
         return (y + per_channel(bias, 4)).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv_transposed(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """Transposed convolution in float32. JAX's gradient in the kernel is slow on CPUs; this one is products."""
+    border = kernel.shape[0] - 1 - padding
+    return jax.lax.conv_general_dilated(
+        x, kernel[::-1, ::-1], (1, 1), [(border, border)] * 2, lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), preferred_element_type=jnp.float32,
+    )  # fmt: skip
+
+
+def _conv_transposed_forward(
+    x: Array, kernel: Array, stride: int, padding: int
+) -> tuple[Array, tuple[Array, Array]]:
+    return _conv_transposed(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv_transposed_backward(
+    stride: int, padding: int, saved: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    x, kernel = saved
+    b, h, w, c = x.shape
+    k = kernel.shape[0]
+    cotangent = jnp.pad(cotangent.astype(x.dtype), [(0, 0), (padding,) * 2, (padding,) * 2, (0, 0)])
+    in_x, in_kernel = jnp.zeros(x.shape, jnp.float32), []
+    rows = (0, 1, 2)
+    for dy, dx in np.ndindex(k, k):
+        last = (b, dy + (h - 1) * stride + 1, dx + (w - 1) * stride + 1, cotangent.shape[3])
+        painted = jax.lax.slice(cotangent, (0, dy, dx, 0), last, (1, stride, stride, 1))
+        in_x = in_x + _dot(painted, kernel[dy, dx], 3, 1)
+        in_kernel.append(_dot(x, painted, rows, rows))
+    return in_x.astype(x.dtype), jnp.stack(in_kernel).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_conv_transposed.defvjp(_conv_transposed_forward, _conv_transposed_backward)
 
 
 class BatchNorm(nn.Module):
