@@ -1,7 +1,8 @@
 """Where weights come from: converted checkpoints, training runs, or random numbers, by component.
 
 A source lists its components with their configurations; of two sources that have one, the later one's
-counts. A run brings its own sources along, so that its directory is enough to sample from it.
+counts. A run brings its own sources along, so that its directory is enough to sample from it. A directory
+with a tokenizer's files alone is a source too, of that tokenizer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ultrapixel_jax.checkpoint import restore
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.manifest import identity, read_manifest
-from ultrapixel_jax.tokenizer import BYTE_TOKENIZER
+from ultrapixel_jax.tokenizer import BYTE_TOKENIZER, is_tokenizer
 from ultrapixel_jax.training.runs import RunWeights, is_run
 
 RUN_TIME_FIELDS = ("timestep", "up_guide_weights", "dropout")
@@ -51,7 +52,7 @@ class Sources:
         """List what is in `directories`.
 
         Args:
-            directories: converted checkpoints and runs.
+            directories: converted checkpoints, runs and tokenizers.
             ema: of runs, the moving average where there is one.
 
         Raises:
@@ -71,6 +72,9 @@ class Sources:
         if is_run(directory):
             return self._add_run(RunWeights.open(directory), ema)
         directory = Path(directory)
+        if is_tokenizer(directory):
+            self.tokenizer = directory
+            return _digest([(p.name, p.read_bytes()) for p in sorted(directory.iterdir()) if p.is_file()])
         manifest = read_manifest(directory)
         for name, info in manifest.components.items():
             if name in components.CONFIGS:

@@ -17,15 +17,20 @@ FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", 
 """What a tokenizer consists of, on disk; not all of them need be there."""
 
 
+def is_tokenizer(directory: str | os.PathLike[str]) -> bool:
+    """Whether `directory` holds a tokenizer's files."""
+    files = Path(directory)
+    return (files / "tokenizer.json").is_file() or all(
+        (files / name).is_file() for name in ("vocab.json", "merges.txt")
+    )
+
+
 class Tokenizer:
     """CLIP's tokenizer from a directory with `tokenizer.json`, or `vocab.json` and `merges.txt`."""
 
     def __init__(self, directory: str | Path, length: int = 77) -> None:
         directory = Path(directory)
-        complete = (directory / "tokenizer.json").is_file() or all(
-            (directory / name).is_file() for name in ("vocab.json", "merges.txt")
-        )
-        if not complete:
+        if not is_tokenizer(directory):
             raise UserError(
                 f"no tokenizer in {directory}: it needs tokenizer.json, or vocab.json and merges.txt "
                 "(they lie beside CLIP's weights); convert again with them in the source directory"

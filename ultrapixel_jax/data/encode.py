@@ -61,10 +61,8 @@ class Encoders:
         """Text states and pooled vector of each caption; one state of zeros without a text encoder."""
         config = self._configs["clip_text"]
         if "clip_text" not in self._variables:
-            rows = len(captions)
-            return np.zeros((rows, 0, config.width), np.float32), np.zeros(
-                (rows, config.projection), np.float32
-            )
+            states = np.zeros((len(captions), 1, config.width), np.float32)
+            return states, np.zeros((len(captions), config.projection), np.float32)
         return self._run(self._text, "clip_text", *self._tokenizer(captions))
 
     def image_vectors(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "b p"]:

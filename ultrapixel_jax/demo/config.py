@@ -22,11 +22,13 @@ from ultrapixel_jax.config import (
     StageCConfig,
 )
 
-WIDTH = 192
+WIDTH = 128
+VOCABULARY = 654
+"""Tokens of the tokenizer that `demo.words` makes."""
 stage_c = StageCConfig(
     levels=(
-        LevelConfig(WIDTH, 6, down_blocks=1, up_blocks=1),
-        LevelConfig(WIDTH, 6, down_blocks=4, up_blocks=4),
+        LevelConfig(WIDTH, 4, down_blocks=1, up_blocks=1),
+        LevelConfig(WIDTH, 4, down_blocks=4, up_blocks=4),
     ),
     c_cond=WIDTH,
     c_clip_text=128,
@@ -36,7 +38,7 @@ stage_c = StageCConfig(
 config = CascadeConfig(
     stage_c=stage_c,
     guidance=GuidanceConfig(
-        channels=WIDTH, inr_channels=96, inr_width=96, inr_heads=6, inr_head_dim=16, inr_groups=16
+        channels=WIDTH, inr_channels=64, inr_width=64, inr_heads=4, inr_head_dim=16, inr_groups=16
     ),
     stage_b=StageBConfig(
         levels=(
@@ -49,7 +51,9 @@ config = CascadeConfig(
         c_clip=128,
     ),
     stage_a=StageAConfig(c_hidden=64, bottleneck_blocks=3, codebook_size=1024),
-    clip_text=ClipTextConfig(vocab_size=1024, width=128, layers=3, heads=4, mlp_width=512, projection=128),
+    clip_text=ClipTextConfig(
+        vocab_size=VOCABULARY, positions=24, width=128, layers=3, heads=4, mlp_width=512, projection=128
+    ),
     clip_vision=ClipVisionConfig(image_size=28, width=16, layers=1, heads=2, mlp_width=32, projection=16),
     effnet_encoder=EffnetEncoderConfig(
         EfficientNetConfig(

@@ -17,6 +17,8 @@ from ultrapixel_jax.models.layers import product
 
 QUERY_CHUNK = 1152
 """Queries at a time, at most, where one head is computed after the other."""
+FEW_PAIRS = 1 << 17
+"""Query-key pairs up to which CPUs, too, compute all heads together: the steps of a loop would cost more."""
 LOGITS_AT_ONCE = 1 << 26
 """Logits at a time, at most, where all heads are computed together: 256 MiB of float32."""
 
@@ -28,7 +30,9 @@ def attention(
     if q.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
         # Tracing this kernel already asks for cuDNN, so that it cannot be one of the branches below.
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    return jax.lax.platform_dependent(q, k, v, cpu=_by_heads, default=_by_queries)
+    pairs = q.shape[1] * k.shape[1]
+    small = isinstance(pairs, int) and pairs <= FEW_PAIRS
+    return jax.lax.platform_dependent(q, k, v, cpu=_by_queries if small else _by_heads, default=_by_queries)
 
 
 def _by_heads(q: Array, k: Array, v: Array) -> Array:

@@ -264,7 +264,7 @@ class TrainConfig:
     """Directory of the run, local or gs://…; the same command continues what is there."""
     sources: tuple[str, ...] = ()
     """Converted checkpoints or earlier runs, where weights of the other networks come from; of two that
-    have a network, the later one's is taken."""
+    have a network, the later one's is taken. A directory with a tokenizer's files is a source of that."""
     start_from_sources: bool = False
     """Start the trained networks from the sources' weights too, not from fresh ones."""
     random_frozen: bool = False
