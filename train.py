@@ -74,17 +74,18 @@ def train(config: TrainConfig) -> int:
 
         # ── State: that of the newest checkpoint, or a fresh one ───────────────────────────────────────
         checkpoints = RunCheckpoints(config.output, config.checkpoints)
-        checkpoints.start(config)
+        checkpoints.check(config)
         optimizer = make_optimizer(config.optimizer, config.steps)
         create = states.creator(task, optimizer)
         given = states.given(task, sources)
         abstract = jax.eval_shape(create, given)
         shardings = states.state_shardings(abstract, optimizer, mesh)
         if checkpoints.latest is None:
-            state = jax.jit(create, out_shardings=shardings)(given)
+            state, position = jax.jit(create, out_shardings=shardings)(given), {}
         else:
-            state, data = checkpoints.restore(states.place(abstract, shardings))
-            loader.restore(data)
+            state, position = checkpoints.restore(states.place(abstract, shardings))
+            loader.restore(position)
+        checkpoints.describe(config)
         del given
         frozen = states.frozen(task, sources, mesh)
 
@@ -98,6 +99,7 @@ def train(config: TrainConfig) -> int:
             checkpoints.directory, config.log, steps=config.steps, start=start,
             batch_size=config.data.batch_size,
         )  # fmt: skip
+        log.restore(position.get("log"))
         log.describe(task, state, mesh, loader)
         log.matmul_rate = matmul_rate(config.dtype, mesh.size)
 
@@ -108,7 +110,7 @@ def train(config: TrainConfig) -> int:
             log.add(step, metrics, operations)
 
         try:
-            with loader, machines.Stop() as stop:
+            with checkpoints, loader, machines.Stop() as stop:
                 waiting = None
                 for n in range(start + 1, config.steps + 1):
                     with log.waiting():
@@ -130,7 +132,9 @@ def train(config: TrainConfig) -> int:
                     if last or n % config.checkpoints.every == 0:
                         settle(*waiting)  # so that nothing is saved that is not finite
                         waiting = None
-                        checkpoints.save(state, loader.state())
+                        if n == config.steps:
+                            log.write(n)
+                        checkpoints.save(state, {**loader.state(), "log": log.state()})
                     if draw is not None and (n % config.pictures.every == 0 or n == config.steps):
                         with log.paused():
                             save_pictures(log, checkpoints.directory, n, draw(state, frozen, batch))
@@ -139,7 +143,6 @@ def train(config: TrainConfig) -> int:
                         break
         finally:
             log.close()
-        checkpoints.close()
     return 0
 
 

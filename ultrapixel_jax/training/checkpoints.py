@@ -2,7 +2,7 @@
 
 RUN/config.json              the configuration
 RUN/checkpoints/STEP/state   Orbax: trained parameters, average, optimizer, losses, random key
-RUN/checkpoints/STEP/data    position of the data, JSON
+RUN/checkpoints/STEP/data    position of the data and of the log, checksums of the state; JSON
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from jaxtyping import PyTree
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, differences
-from ultrapixel_jax.training.runs import CHECKPOINTS, CONFIG, config_to_json
-from ultrapixel_jax.training.state import TrainState
+from ultrapixel_jax.training.runs import CHECKPOINTS, CONFIG, check_sum, config_to_json, one_error
+from ultrapixel_jax.training.state import TrainState, checksum
 
 FULL = ("No space left", "Disk quota exceeded", "File too large", "RESOURCE_EXHAUSTED", "ENOSPC")
 
@@ -46,8 +46,8 @@ class RunCheckpoints:
                 os.fspath(absolute(self.directory / CHECKPOINTS)), options=options
             )
 
-    def start(self, config: TrainConfig) -> None:
-        """Write the configuration of a new run, or compare it with that of the run that is there.
+    def check(self, config: TrainConfig) -> None:
+        """Compare the configuration with that of the run that is there, if one is.
 
         Raises:
             UserError: the directory holds a run of another configuration, or something else.
@@ -57,6 +57,8 @@ class RunCheckpoints:
         if file.exists():
             try:
                 old = json.loads(file.read_text())
+                if not isinstance(old, dict):
+                    raise ValueError("it holds no configuration")
             except ValueError as error:
                 raise UserError(f"{file} is damaged; restore it, or train into another --output") from error
             if found := differences(old, json.loads(json.dumps(new))):
@@ -67,9 +69,13 @@ class RunCheckpoints:
                 )
         elif self.latest is not None:
             raise UserError(f"{self.directory} has checkpoints but no {CONFIG}; use another --output")
+
+    def describe(self, config: TrainConfig) -> None:
+        """Write the configuration, before the first checkpoint or with what has changed since."""
         if jax.process_index() == 0:
             with disk_errors(os.fspath(self.directory)):
-                write_whole(file, (json.dumps(new, indent=1) + "\n").encode())
+                text = json.dumps(config_to_json(config), indent=1) + "\n"
+                write_whole(self.directory / CONFIG, text.encode())
 
     @property
     def latest(self) -> int | None:
@@ -85,11 +91,12 @@ class RunCheckpoints:
         with disk_errors(os.fspath(self.directory)):
             step = int(state.step)
             if step != self.latest:
+                sums = {name: int(checksum(value)) for name, value in state._asdict().items()}
                 self._manager.save(
                     step,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardSave(state._asdict()),  # pyright: ignore[reportCallIssue]
-                        data=ocp.args.JsonSave(dict(data)),  # pyright: ignore[reportCallIssue]
+                        data=ocp.args.JsonSave({**data, "checksums": sums}),  # pyright: ignore[reportCallIssue]
                     ),
                 )
             if wait:
@@ -104,6 +111,7 @@ class RunCheckpoints:
         step = self.latest
         what = f"checkpoint {step} in {self.directory}"
         try:
+            one_error()
             out = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -113,6 +121,8 @@ class RunCheckpoints:
             )
             state = TrainState(**out["state"])
             same = jax.tree.structure(state) == jax.tree.structure(abstract)
+            for name, value in state._asdict().items():
+                check_sum(name, value, out["data"])
         except Exception as error:  # Orbax reports damage as whatever its storage library raised
             text = " ".join(str(error).split())
             raise UserError(
@@ -121,17 +131,20 @@ class RunCheckpoints:
             ) from error
         wrong = [
             jax.tree_util.keystr(path)
-            for path, (a, b) in jax.tree_util.tree_leaves_with_path(
-                jax.tree.map(lambda a, b: (a.shape, b.shape), state, abstract), is_leaf=_is_pair
+            for (path, got), expected in zip(
+                jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(abstract), strict=same
             )
-            if a != b
+            if got.shape != expected.shape
         ]
         if not same or wrong:
             raise UserError(f"{what} is of another configuration: {', '.join(wrong[:5]) or 'other arrays'}")
         return state, out["data"]
 
-    def close(self) -> None:
-        """Wait for a save that is under way.
+    def __enter__(self) -> RunCheckpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for a save that is under way, whatever ends the run.
 
         Raises:
             UserError: it failed.
@@ -164,10 +177,6 @@ def disk_errors(directory: str) -> Iterator[None]:
         if isinstance(error, OSError):
             raise UserError(f"{directory} cannot be written ({error.strerror or text[:200]})") from error
         raise
-
-
-def _is_pair(x: Any) -> bool:
-    return isinstance(x, tuple) and len(x) == 2 and all(isinstance(s, tuple) for s in x)
 
 
 logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of a save

@@ -25,6 +25,16 @@ class Inputs:
     def __init__(self, task: Task, tokenizer: Path, mesh: Mesh) -> None:
         config = task.config
         self._sharding = batch_sharding(mesh)
+        self._path = config.data.path
+        stage_c = config.model.stage_c
+        self._widths = {
+            "latent": stage_c.c_latent,
+            "latent_lr": stage_c.c_latent,
+            "text_states": stage_c.c_clip_text,
+            "text_pooled": stage_c.c_clip_text_pooled,
+            "image_vector": stage_c.c_clip_img,
+        }
+        """Of what is cached."""
         networks = (*task.trained, *task.frozen)
         names = ["latent"] if config.data.cached else ["image"]
         if "guidance" in networks:
@@ -41,8 +51,18 @@ class Inputs:
             self._tokenizer = Tokenizer(tokenizer, config.model.clip_text.positions)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Array]:
-        """Global arrays of this process's rows."""
+        """Global arrays of this process's rows.
+
+        Raises:
+            UserError: the data were cached for networks of other widths.
+        """
         arrays = {name: np.asarray(batch[name]) for name in self._names}
+        for name in self._widths.keys() & arrays.keys():
+            if (width := arrays[name].shape[-1]) != self._widths[name]:
+                raise UserError(
+                    f"data {self._path!r} has a {name} of width {width}, but the configuration's stage C "
+                    f"takes {self._widths[name]}; cache the images with the encoders that belong to it"
+                )
         if self._tokenizer is not None:
             arrays["ids"], arrays["mask"] = self._tokenizer(batch["caption"])
         return {name: jax.make_array_from_process_local_data(self._sharding, x) for name, x in arrays.items()}

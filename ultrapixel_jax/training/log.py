@@ -51,6 +51,9 @@ class Log:
         self._main = jax.process_index() == 0
         self._sums: dict[str, Any] = collections.defaultdict(float)
         self._count = 0
+        """Steps in the sums."""
+        self._timed = 0
+        """Of these, steps of this process."""
         self._flops = 0.0
         self._waited = 0.0
         self._since = time.perf_counter()
@@ -58,7 +61,6 @@ class Log:
         """FLOP/s of a matrix product on all devices, to compare with; None leaves utilisation out."""
         if not self._main:
             return
-        from tensorboardX import SummaryWriter
         from tqdm import tqdm
 
         with disk_errors(str(directory)):
@@ -66,6 +68,8 @@ class Log:
             self._lines = _lines_up_to(self._file, start)
             self._board = None
             if config.tensorboard:
+                from tensorboardX import SummaryWriter  # which imports torch where it is installed
+
                 self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(
             total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
@@ -101,11 +105,12 @@ class Log:
         yield
         self._since += time.perf_counter() - began
 
-    def add(self, step: int, metrics: Mapping[str, np.ndarray], flops: float) -> None:
+    def add(self, step: int, metrics: Mapping[str, np.ndarray], flops: int) -> None:
         """Take the metrics of update number `step`, and write if it is time to."""
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + np.asarray(value, np.float64)
         self._count += 1
+        self._timed += 1
         self._flops += flops
         if self._main:
             self._bar.update()
@@ -120,8 +125,8 @@ class Log:
         seconds = max(now - self._since, 1e-9)
         line = self._means()
         line |= {
-            "images_per_second": self._count * self._batch_size / seconds,
-            "step_seconds": seconds / self._count,
+            "images_per_second": self._timed * self._batch_size / seconds,
+            "step_seconds": seconds / max(self._timed, 1),
             "data_wait": self._waited / seconds,
         }
         if self._flops:
@@ -133,7 +138,20 @@ class Log:
         if self._main:
             self._put(step, line)
         self._sums.clear()
-        self._count, self._flops, self._waited, self._since = 0, 0.0, 0.0, now
+        self._count = self._timed = 0
+        self._flops, self._waited, self._since = 0.0, 0.0, now
+
+    def state(self) -> dict[str, Any]:
+        """What was taken since the last line, JSON-able; `restore` takes it."""
+        sums = {name: np.asarray(value).tolist() for name, value in self._sums.items()}
+        return {"sums": sums, "count": self._count}
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Go on with what `state()` told, so that the next line is the mean over all its steps."""
+        if state is None:
+            return
+        self._sums.update({name: np.asarray(value, np.float64) for name, value in state["sums"].items()})
+        self._count = state["count"]
 
     def _means(self) -> dict[str, float]:
         sums = dict(self._sums)
@@ -188,12 +206,13 @@ class Log:
 
 
 def check_finite(step: int, metrics: Mapping[str, np.ndarray], batch: Mapping[str, Any]) -> None:
-    """Stop on a loss or gradient that is not finite, before it is saved.
+    """Stop on a loss, gradient or parameter that is not finite, before it is saved.
 
     Raises:
         UserError: naming the step, the bucket and the examples.
     """
-    bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(float(metrics[name]))]
+    names = ("loss", "gradient_norm", "parameter_norm")
+    bad = [name for name in names if not math.isfinite(float(metrics[name]))]
     if bad:
         ids = ", ".join(batch["ids"][:16]) + (" …" if len(batch["ids"]) > 16 else "")
         height, width = batch["bucket"]

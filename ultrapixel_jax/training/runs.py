@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
+from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 from etils import epath
@@ -40,6 +43,33 @@ def is_run(directory: str | os.PathLike[str]) -> bool:
     """Whether `directory` is that of a run."""
     path = epath.Path(directory)
     return (path / CONFIG).exists() and (path / CHECKPOINTS).exists()
+
+
+def one_error() -> None:
+    """Before reading a checkpoint: of damage, its readers tell only what they raise.
+
+    Those that were at work when one failed else write to standard error that nobody waits for them.
+    """
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if str(error) != "Event loop is closed":
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def check_sum(name: str, value: Any, saved: Mapping[str, Any]) -> None:
+    """Compare a restored field of the state with the checksum in what was saved beside it.
+
+    Raises:
+        ValueError: its bits are not those that were saved.
+    """
+    from ultrapixel_jax.training.state import checksum
+
+    expected = saved.get("checksums", {}).get(name)
+    if expected is not None and int(checksum(value)) != expected:
+        raise ValueError(f"{name} are not the numbers that were saved")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +129,15 @@ class RunWeights:
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         path = self.directory / CHECKPOINTS / str(self.step) / "state"
         try:
+            one_error()
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 out = checkpointer.restore(
                     os.fspath(path if "://" in os.fspath(path) else path.absolute()),
                     args=ocp.args.PyTreeRestore(item=wanted, restore_args=args, partial_restore=True),
                 )
+            saved = json.loads((path.parent / "data" / "metadata").read_text())
+            for name in wanted:
+                check_sum(name, out[name], saved)
         except Exception as error:  # Orbax reports damage as whatever its storage library raised
             text = " ".join(str(error).split())
             raise UserError(f"{path} cannot be read ({type(error).__name__}: {text:.300})") from error

@@ -22,7 +22,7 @@ stage_c = dataclasses.replace(
 )
 config = TrainConfig(
     task=StageCTask(DiffusionTraining()),
-    model=dataclasses.replace(tiny, stage_c=stage_c, guidance=None, controlnet=None, lora=None),
+    model=dataclasses.replace(tiny, stage_c=stage_c, guidance=None),
     data=DataConfig(cached=True, batch_size=4, image_vector_probability=0.5),
     steps=20,
     dtype="float32",
