@@ -1,10 +1,12 @@
 """Released checkpoints to ours, and back.
 
     python -m convert SOURCE [SOURCE ...] OUTPUT
-    python -m convert --export CHECKPOINT OUTPUT [--component NAME]
+    python -m convert RUN_OR_CHECKPOINT [RUN_OR_CHECKPOINT ...] OUTPUT
+    python -m convert --export RUN_OR_CHECKPOINT OUTPUT [--component NAME]
 
 SOURCE is a file or a directory: safetensors (also sharded, with an index), or the torch pickles that
-are named so. Each file is recognised by its content. OUTPUT is a new directory.
+are named so. Each file is recognised by its content. OUTPUT is a new directory. Networks of training runs
+and of checkpoints are gathered in one checkpoint; of equal ones, the last is taken.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import NoReturn
 
 from ultrapixel_jax.config import check_dtype, unknown_key
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.manifest import MANIFEST
+from ultrapixel_jax.training.runs import is_run
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="source(s), then the output")
     p.add_argument(
         "--export", action="store_true",
-        help="write a converted checkpoint's components as released safetensors files",
+        help="write a checkpoint's components, or those that a run trains, as released safetensors files",
     )  # fmt: skip
     p.add_argument("--component", action="append", default=[], metavar="NAME",
                    help="only this component; may be repeated")  # fmt: skip
@@ -61,8 +65,12 @@ def run(argv: Sequence[str] | None) -> None:
         from convert.export import export_checkpoint
 
         if len(sources) != 1:
-            raise UserError("--export takes one checkpoint directory and the output directory")
+            raise UserError("--export takes one checkpoint or run and the output directory")
         export_checkpoint(sources[0], output, options.component)
+    elif any(is_run(source) or (source / MANIFEST).is_file() for source in sources):
+        from convert.collect import collect
+
+        collect(sources, output, options.component, dtype)
     else:
         from convert.convert import convert
 

@@ -1,9 +1,9 @@
-"""From a checkpoint directory back to released files, bit for bit."""
+"""From a checkpoint directory or a training run back to released files, bit for bit."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from convert.formats import FORMATS, Format, file_keys
 from ultrapixel_jax import components
 from ultrapixel_jax.checkpoint import read_manifest, restore
 from ultrapixel_jax.components import CONFIGS
-from ultrapixel_jax.config import from_dict
+from ultrapixel_jax.config import from_dict, to_dict
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.manifest import ComponentInfo
+from ultrapixel_jax.training.runs import RunWeights, is_run
 
 FULL_MODEL_FIRST = 64
 """Number of the guidance networks' first list in the released file: stage C's count of GRN layers."""
@@ -27,18 +28,17 @@ FULL_MODEL_FIRST = 64
 def export_checkpoint(checkpoint: Path, output: Path, only: Sequence[str] = ()) -> None:
     """Write every component of `checkpoint`, or those in `only`, to `output/{component}.safetensors`.
 
-    The layout is the released one (transformers' for CLIP), each tensor in the dtype it is stored in.
+    The layout is the released one (transformers' for CLIP), each tensor in the dtype it is stored in. Of a
+    training run, the components are those that it trains, in float32; the moving average where it has one.
 
     Raises:
-        UserError: not a checkpoint, an unknown component, a file that exists.
+        UserError: neither a checkpoint nor a run, an unknown component, a file that exists.
     """
-    manifest = read_manifest(checkpoint)
-    names = list(only) or list(manifest.components)
+    read, infos = _of_run(checkpoint) if is_run(checkpoint) else _of_checkpoint(checkpoint)
+    names = list(only) or list(infos)
     for name in names:
-        if name not in manifest.components:
-            raise UserError(
-                f"{checkpoint} has no component {name!r}; it has {', '.join(manifest.components)}"
-            )
+        if name not in infos:
+            raise UserError(f"{checkpoint} has no component {name!r}; it has {', '.join(infos)}")
         if (output / f"{name}.safetensors").exists():
             raise UserError(f"{output / f'{name}.safetensors'} exists; choose another output directory")
     try:
@@ -47,8 +47,25 @@ def export_checkpoint(checkpoint: Path, output: Path, only: Sequence[str] = ()) 
         raise UserError(f"cannot create {output}: {error.strerror}; choose another output") from error
     for name in names:
         path = output / f"{name}.safetensors"
-        export_component(checkpoint, name, manifest.components[name], path)
+        export_component(read(name), name, infos[name], path)
         print(f"{name} -> {path}")
+
+
+Read = Callable[[str], Mapping[str, Any]]
+"""A component's name to its variables, on the host."""
+
+
+def _of_checkpoint(directory: Path) -> tuple[Read, Mapping[str, ComponentInfo]]:
+    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    infos = read_manifest(directory).components
+    return lambda name: restore(directory, name, shardings=cpu), infos
+
+
+def _of_run(directory: Path) -> tuple[Read, Mapping[str, ComponentInfo]]:
+    run = RunWeights.open(directory)
+    variables = run.restore()
+    infos = {name: ComponentInfo(config=to_dict(getattr(run.config.model, name))) for name in variables}
+    return variables.__getitem__, infos
 
 
 def released_format(component: str, config: Any) -> Format:
@@ -68,13 +85,12 @@ def released_shapes(fmt: Format, config: Any, first: int = FULL_MODEL_FIRST) -> 
     return {keys[k]: shape for k, (shape, _) in specs.items()}
 
 
-def export_component(checkpoint: Path, name: str, info: ComponentInfo, path: Path) -> None:
-    """Write one component to the new file `path`."""
+def export_component(variables: Mapping[str, Any], name: str, info: ComponentInfo, path: Path) -> None:
+    """Write the variables of one component to the new file `path`."""
     component = re.sub(r"^controlnet_.*", "controlnet", name)
     config = from_dict(CONFIGS[component], info.config)
     fmt = released_format(component, config)
-    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    flat = flatten(restore(checkpoint, name, shardings=cpu))
+    flat = flatten(variables)
 
     steps = plan_export(fmt.rows, {p: a.shape for p, a in flat.items()}, name)
     aside = dict(info.kept_aside)

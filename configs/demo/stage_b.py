@@ -18,7 +18,7 @@ config = TrainConfig(
     model=demo,
     data=DataConfig(areas=(256,), ratios=("1/1",), batch_size=16, lr_side=2, image_vector_probability=0.0),
     random_frozen=True,  # the text encoder, which does not exist yet; a second part takes the real one
-    steps=4000,
+    steps=2400,
     scanned=False,
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, schedule="cosine", ema_decay=0.998),
     checkpoints=CheckpointConfig(every=500, keep_last=2),

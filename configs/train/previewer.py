@@ -1,6 +1,6 @@
 """The previewer from nothing, on a finished EffNet encoder.
 
-    python train.py configs/train/previewer.py --sources STAGE_B --data.path DATA --output RUN
+python train.py configs/train/previewer.py --sources STAGE_B --data.path DATA --output RUN
 """
 
 from configs.full import config as full

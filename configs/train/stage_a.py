@@ -1,6 +1,6 @@
 """Stage A from nothing: the autoencoder between pixels and stage B's latent.
 
-    python train.py configs/train/stage_a.py --data.path DATA --output RUN
+python train.py configs/train/stage_a.py --data.path DATA --output RUN
 """
 
 from configs.full import config as full

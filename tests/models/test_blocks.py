@@ -161,3 +161,15 @@ def test_fourier_features_by_the_specification():
             p = np.concatenate([angle_y[row], angle_x[column]]).astype(np.float64)
             expected = np.concatenate([np.cos(p), np.sin(p)])
             np.testing.assert_allclose(found[row * width + column], expected, atol=5e-6)
+
+
+def test_global_response_norm_of_a_zero_channel_has_a_gradient() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 3, 4)).astype(np.float32)
+    x[:, :, :, 1] = 0
+    module = GlobalResponseNorm()
+    variables = {"params": {"gamma": jnp.ones(4), "beta": jnp.ones(4)}}
+    found = jax.grad(lambda x: jnp.sin(module.apply(variables, x)).sum())(x)
+    y = torch.tensor(x, requires_grad=True)
+    norm = torch.norm(y, p=2, dim=(1, 2), keepdim=True)
+    torch.sin(y * norm / (norm.mean(-1, keepdim=True) + 1e-6) + 1 + y).sum().backward()
+    np.testing.assert_allclose(found, y.grad, rtol=1e-4, atol=1e-5)

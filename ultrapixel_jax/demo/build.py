@@ -6,7 +6,9 @@
 OUTPUT is what `python -m ultrapixel_jax.data.build` writes, so `data.loader` and `data.cache` read it
 unchanged; ids are SPLIT-INDEX. Example i is scene i of the split at every size, so that datasets of two
 sizes show the same scenes. With several sizes, each scene is drawn at one of them; with --tile, only a
-square of it is, at a random place: what stages A and B learn from, who see no more at a time. Kill the program at any moment, repeat the command, and it goes on.
+square of it is, at a random place: what stages A and B learn from, who see no more at a time.
+
+Kill the program at any moment, repeat the command, and it goes on.
 """
 
 from __future__ import annotations

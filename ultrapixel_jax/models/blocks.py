@@ -35,7 +35,9 @@ class GlobalResponseNorm(nn.Module):
         gamma = self.param("gamma", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
         beta = self.param("beta", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
         x32 = x.astype(jnp.float32)
-        norm = jnp.sqrt(jnp.square(x32).sum((1, 2), keepdims=True))
+        squares = jnp.square(x32).sum((1, 2), keepdims=True)
+        # A channel can be zero everywhere, where the root has no gradient; 0, as in torch, and not 0·∞.
+        norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
         relative = norm / (norm.mean(-1, keepdims=True) + 1e-6)
         factor = per_channel(gamma, 4) * relative + 1.0
         return (x32 * factor + per_channel(beta, 4)).astype(x.dtype)

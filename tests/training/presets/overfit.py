@@ -1,0 +1,29 @@
+"""Stage C and its text encoder on eight pictures, until it knows them."""
+
+import dataclasses
+
+from configs.tiny import config as tiny
+from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.training.config import (
+    CheckpointConfig,
+    LogConfig,
+    OptimizerConfig,
+    StageCTask,
+    TrainConfig,
+)
+
+config = TrainConfig(
+    task=StageCTask(train_text_encoder=True, dropout=False),
+    model=dataclasses.replace(tiny, guidance=None),
+    data=DataConfig(
+        areas=(128,), ratios=("1/1",), batch_size=16, lr_side=2, image_vector_probability=0.0,
+        caption_dropout=0.0,
+    ),
+    random_frozen=True,
+    steps=150,
+    dtype="float32",
+    scanned=False,
+    optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20, ema_decay=0.99),
+    checkpoints=CheckpointConfig(every=150),
+    log=LogConfig(every=15, tensorboard=False),
+)  # fmt: skip

@@ -1,0 +1,45 @@
+"""Eight captioned pictures are learnt by heart, and the command line samples from the run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sample
+import train
+from ultrapixel_jax.data import build
+
+PRESET = Path(__file__).parent / "presets" / "overfit.py"
+COLOURS = ("red", "green", "blue", "white", "black", "yellow", "pink", "grey")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("overfit")
+    pictures = directory / "pictures"
+    pictures.mkdir()
+    for i, colour in enumerate(COLOURS):
+        coarse = np.random.default_rng(i).integers(0, 255, (4, 4, 3), np.uint8)
+        Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text(f"a {colour} picture")
+    data = directory / "data"
+    assert build.main([str(pictures), str(data), "--quiet"]) == 0
+    assert train.main([str(PRESET), "--data.path", str(data), "--output", str(directory / "run")]) == 0
+    return directory / "run"
+
+
+def test_loss_falls_more_than_tenfold(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines]
+    print(f"loss {losses[0]:.3f} -> {losses[-1]:.4f}")
+    assert losses[-1] < losses[0] / 10
+
+
+def test_command_line_samples_from_the_run(run: Path, tmp_path: Path) -> None:
+    options = ["--checkpoint", str(run), "--size", "256x256", "--output", str(tmp_path), "--quiet"]
+    assert sample.main([*options, "--prompt", "a red picture", "--prompt", "a blue picture"]) == 0
+    pictures = [np.asarray(Image.open(path)) for path in sorted(tmp_path.glob("*.png"))]
+    assert [picture.shape for picture in pictures] == [(256, 256, 3)] * 2
+    assert (pictures[0] != pictures[1]).any()
