@@ -240,8 +240,12 @@ class MachinesConfig:
     """Number of this process, where it is not detected."""
     process_count: int = -1
     """Number of processes, where it is not detected."""
+    silence: int = 100
+    """Seconds without a sign of life after which a process counts as lost, and the others stop."""
 
     def __post_init__(self) -> None:
+        if self.silence < 1:
+            raise UserError(f"machines.silence {self.silence} must be 1 or more")
         given = (bool(self.coordinator), self.process_id >= 0, self.process_count > 0)
         if any(given) and not all(given):
             raise UserError(

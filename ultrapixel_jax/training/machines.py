@@ -23,10 +23,13 @@ def join(config: MachinesConfig) -> None:
     if not (config.distributed or config.coordinator):
         return
     try:
-        if config.coordinator:
-            jax.distributed.initialize(config.coordinator, config.process_count, config.process_id)
-        else:
-            jax.distributed.initialize()
+        given = bool(config.coordinator)
+        jax.distributed.initialize(
+            config.coordinator if given else None,
+            config.process_count if given else None,
+            config.process_id if given else None,
+            heartbeat_timeout_seconds=config.silence,
+        )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the other processes were not reached ({' '.join(str(error).split()):.200}); give "
