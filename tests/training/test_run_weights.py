@@ -1,0 +1,85 @@
+"""What a run has trained leaves it: to the released layout, to a checkpoint, to another run."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import convert.__main__ as convert
+from tests.training.steps import config_of, with_
+from ultrapixel_jax.checkpoint import restore
+from ultrapixel_jax.sources import Sources
+from ultrapixel_jax.training import state as states
+from ultrapixel_jax.training.checkpoints import RunCheckpoints
+from ultrapixel_jax.training.config import GuidanceTask, OptimizerConfig, StageCTask
+from ultrapixel_jax.training.optimizer import make_optimizer
+from ultrapixel_jax.training.runs import RunWeights
+from ultrapixel_jax.training.tasks import make_task
+
+
+def make_run(directory: Path, task: Any, **changes: Any) -> tuple[Path, dict[str, Any]]:
+    """A run with a checkpoint, in which average and parameters differ; its average, unstacked."""
+    config = with_(config_of(task), output=str(directory), **changes)
+    config = with_(config, optimizer=OptimizerConfig(ema_decay=0.9))
+    trainer = make_task(config)
+    state = jax.jit(states.creator(trainer, make_optimizer(config.optimizer, 10)))({})
+    random = np.random.default_rng(0)
+    state = state._replace(
+        step=np.int32(3),
+        params=jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), state.params),
+        ema=jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), state.ema),
+    )
+    checkpoints = RunCheckpoints(config.output, config.checkpoints)
+    checkpoints.describe(config)
+    with checkpoints:
+        checkpoints.save(jax.tree.map(jax.numpy.asarray, state), {"step": 3})
+    return directory, state.ema
+
+
+@pytest.fixture(scope="module")
+def guidance(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    return make_run(tmp_path_factory.mktemp("guidance") / "run", GuidanceTask(), random_frozen=True)
+
+
+def equal(found: Any, expected: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_export_goes_to_the_released_layout_and_back(guidance, tmp_path: Path) -> None:
+    run, ema = guidance
+    assert convert.main(["--export", str(run), str(tmp_path / "released")]) == 0
+    file = tmp_path / "released" / "guidance.safetensors"
+    arguments = [str(file), str(tmp_path / "back"), "--config", "configs/tiny.py"]
+    assert convert.main(arguments) == 0
+    equal(restore(tmp_path / "back", "guidance")["params"], ema["guidance"])
+
+
+def test_export_names_what_a_run_trains(guidance, tmp_path: Path, capsys) -> None:
+    arguments = ["--export", str(guidance[0]), str(tmp_path / "released"), "--component", "stage_c"]
+    assert convert.main(arguments) == 2
+    assert "no component 'stage_c'; it has guidance" in capsys.readouterr().err
+    assert not (tmp_path / "released").exists()
+
+
+def test_runs_become_one_checkpoint(guidance, tmp_path: Path) -> None:
+    stage_c, average = make_run(tmp_path / "stage_c", StageCTask(train_text_encoder=True), scanned=True)
+    output = tmp_path / "checkpoint"
+    assert convert.main([str(stage_c), str(guidance[0]), str(output), "--dtype", "bfloat16"]) == 0
+    sources = Sources([output])
+    assert set(sources.entries) == {"stage_c", "clip_text", "guidance"}
+    found = restore(output, "guidance")["params"]
+    assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype("bfloat16")}
+    equal(found, jax.tree.map(lambda x: x.astype("bfloat16"), guidance[1]["guidance"]))
+    text = restore(output, "clip_text", dtype=np.float32)["params"]
+    equal(text, jax.tree.map(lambda x: x.astype("bfloat16").astype(np.float32), average["clip_text"]))
+    assert (output / "tokenizer" / "vocab.json").is_file()
+
+
+def test_average_or_parameters(guidance) -> None:
+    weights = RunWeights.open(guidance[0])
+    equal(weights.restore()["guidance"]["params"], guidance[1]["guidance"])
+    plain = weights.restore(ema=False)["guidance"]["params"]
+    first = jax.tree.leaves(plain)[0]
+    assert (np.asarray(first) != np.asarray(jax.tree.leaves(guidance[1])[0])).any()
