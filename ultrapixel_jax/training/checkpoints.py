@@ -32,9 +32,19 @@ class RunCheckpoints:
     """The checkpoints of one run directory."""
 
     def __init__(self, directory: str, config: CheckpointConfig) -> None:
-        """Open what is in `directory`, creating it if need be."""
+        """Open what is in `directory`, creating it if need be.
+
+        Raises:
+            UserError: it holds something else, or cannot be written.
+        """
         self.directory = epath.Path(directory)
         with disk_errors(directory):
+            there = {path.name for path in self.directory.iterdir()} if self.directory.exists() else set()
+            if CONFIG not in there and (strange := sorted(n for n in there - {CHECKPOINTS} if n[0] != ".")):
+                raise UserError(
+                    f"{directory} is not empty and no run (it has {strange[0]} and no {CONFIG}); use another "
+                    "--output"
+                )
             self.directory.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep_last,
@@ -179,4 +189,4 @@ def disk_errors(directory: str) -> Iterator[None]:
         raise
 
 
-logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every step of a save
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs as an error it raises too

@@ -59,8 +59,9 @@ class Inputs:
         arrays = {name: np.asarray(batch[name]) for name in self._names}
         for name in self._widths.keys() & arrays.keys():
             if (width := arrays[name].shape[-1]) != self._widths[name]:
+                a = "an" if name[0] == "i" else "a"
                 raise UserError(
-                    f"data {self._path!r} has a {name} of width {width}, but the configuration's stage C "
+                    f"data {self._path!r} has {a} {name} of width {width}, but the configuration's stage C "
                     f"takes {self._widths[name]}; cache the images with the encoders that belong to it"
                 )
         if self._tokenizer is not None:
