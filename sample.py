@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ultrapixel_jax.cli import Options, one_line, parse_arguments
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sizes import LR_SIDE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,12 @@ def run(options: Options) -> int:
     from ultrapixel_jax.pipeline import Cascade
 
     cascade = Cascade.load(
-        options.checkpoint, config=config, dtype=options.dtype, mesh=mesh, preview=options.preview
+        options.checkpoint,
+        config=config,
+        dtype=options.dtype,
+        mesh=mesh,
+        preview=options.preview,
+        ema=options.ema,
     )
     the_run = pictures.Run(
         checkpoint=cascade.identity,
@@ -91,7 +97,10 @@ def run(options: Options) -> int:
         note(f"batch size rounded up to {batch_size}, a multiple of the mesh's data·fsdp")
     for text in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):
         if cut := cascade.truncated(text):
-            note(f"prompt over 77 tokens, cut off is: {one_line(cut)!r}", kind="warning")
+            note(
+                f"prompt over {cascade.config.clip_text.positions} tokens, cut off is: {one_line(cut)!r}",
+                kind="warning",
+            )
 
     # ── Compilation alone ──────────────────────────────────────────────────────────────────────────────
     if options.compile_only:
@@ -178,7 +187,9 @@ def with_settings(requests: Sequence[Request], cascade: Cascade, options: Option
     """`requests` sampled as the model's configuration says where the command line says nothing."""
     stage_c = dataclasses.replace(cascade.config.sampling_c, **options.settings_c)
     stage_b = dataclasses.replace(cascade.config.sampling_b, **options.settings_b)
-    return [dataclasses.replace(request, stage_c=stage_c, stage_b=stage_b) for request in requests]
+    guidance = cascade.config.guidance
+    model = {"stage_c": stage_c, "stage_b": stage_b, "lr_side": guidance.lr_side if guidance else LR_SIDE}
+    return [dataclasses.replace(request, **model) for request in requests]
 
 
 def from_picture(options: Options, path: Path) -> tuple[Options, list[Request], Any]:

@@ -54,6 +54,7 @@ def train(config: TrainConfig) -> int:
     from ultrapixel_jax.training.log import Log, check_finite
     from ultrapixel_jax.training.optimizer import make_optimizer
     from ultrapixel_jax.training.pictures import make_pictures, save_pictures
+    from ultrapixel_jax.training.profile import Profile
     from ultrapixel_jax.training.step import make_step
     from ultrapixel_jax.training.tasks import make_task
 
@@ -110,7 +111,8 @@ def train(config: TrainConfig) -> int:
             log.add(step, metrics, operations)
 
         try:
-            with checkpoints, loader, machines.Stop() as stop:
+            recorded = Profile(checkpoints.directory, config.log.profile)
+            with checkpoints, loader, machines.Stop() as stop, recorded as profile:
                 waiting = None
                 for n in range(start + 1, config.steps + 1):
                     with log.waiting():
@@ -122,7 +124,9 @@ def train(config: TrainConfig) -> int:
                         with log.paused():
                             run = step.lower(state, frozen, arrays).compile()
                         compiled[tuple(shapes.values())] = run
+                    profile.before(n)
                     state, metrics = run(state, frozen, arrays)
+                    profile.after(n, metrics)
                     # While the device runs step n, the host looks at step n − 1.
                     if waiting is not None:
                         settle(*waiting)

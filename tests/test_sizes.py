@@ -123,3 +123,10 @@ def test_up_guide_weight(hw, weight):
 def test_up_guide_weight_without_an_entry():
     with pytest.raises(UserError, match="no entry for a latent of 6x6"):
         sizes.up_guide_weight(6, 6, [(100, 1.0)])
+
+
+def test_low_resolution_side_of_a_small_model() -> None:
+    assert sizes.Bucket.of(1024, 1024).lr == (24, 24)
+    assert sizes.Bucket.of(1024, 1024, lr_side=16).lr == (12, 12)
+    assert sizes.Bucket.of(2048, 1024, lr_side=16).lr == (math.ceil(704 / 42.67), math.ceil(352 / 42.67))
+    assert sizes.Bucket.of(1024, 1024, lr_side=16).hr == sizes.Bucket.of(1024, 1024).hr

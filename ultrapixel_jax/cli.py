@@ -32,7 +32,7 @@ SETTINGS = ("steps", "cfg", "shift", "sampler", "eta", "schedule")
 """Options of a sampler; each also exists with ``-b`` for stage B."""
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
-     "no_cache", "quiet"]
+     "no_cache", "no_ema", "quiet"]
 )  # fmt: skip
 """What may be given beside ``--reproduce``; the rest is the picture's."""
 
@@ -71,6 +71,8 @@ class Options:
     cache_dir: Path | None
     """Compilation cache; None with `no_cache` false is the user's cache directory."""
     no_cache: bool
+    ema: bool
+    """Of a training run's weights, the moving average."""
     quiet: bool
 
 
@@ -126,6 +128,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         process_count=_or(values.process_count, 1),
         cache_dir=values.cache_dir,
         no_cache=values.no_cache,
+        ema=not values.no_ema,
         quiet=values.quiet,
     )
 
@@ -217,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--checkpoint", type=Path, metavar="DIR", help="a checkpoint that `python -m convert` wrote")
     add("--config", type=Path, metavar="FILE", help="a Python file with `config = CascadeConfig(...)`")
+    add("--no-ema", action="store_true", help="of a run, the trained weights and not their moving average")
     add(
         "--dtype",
         type=check_dtype,

@@ -162,12 +162,16 @@ class GuidanceConfig:
     timestep: float | Literal["synchronized"] = 0.05
     """The t at which the LR pass gives its guidance, or `synchronized`: each HR step takes the LR
     step's own (paper, table 2)."""
+    lr_side: int = 32
+    """Side of the square low-resolution picture in units of 32 pixels; others keep its area."""
     up_guide_weights: tuple[tuple[int, float], ...] = ((96 * 96, 0.7), (72 * 72, 0.5), (0, 0.3))
     """(smallest H·W, guide weight) of the up places when sampling, largest first; 1 in training."""
 
     def __post_init__(self) -> None:
         if self.timestep != "synchronized" and not 0.0 <= float(self.timestep) <= 1.0:
             raise UserError(f"guidance timestep {self.timestep} is outside [0, 1]")
+        if not 8 <= self.lr_side <= 32:
+            raise UserError(f"guidance.lr_side {self.lr_side} is outside 8 to 32")
         if self.inr_heads * self.inr_head_dim != self.inr_width:
             raise UserError(
                 f"inr_heads·inr_head_dim is {self.inr_heads * self.inr_head_dim} but inr_width is "

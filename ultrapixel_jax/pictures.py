@@ -27,7 +27,7 @@ from ultrapixel_jax import __version__
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.requests import MAX_SEED, Request, check_prompt
-from ultrapixel_jax.sizes import check_size
+from ultrapixel_jax.sizes import LR_SIDE, check_size
 
 KEY = "ultrapixel"
 """Keyword of the PNG's iTXt chunk that holds the metadata as one JSON object."""
@@ -140,6 +140,7 @@ def recorded(metadata: Mapping[str, Any]) -> tuple[Request, Run]:
     try:
         values = {f.name: metadata[f.name] for f in dataclasses.fields(Request) if f.name in metadata}
         values |= {f.name: metadata[f.name] for f in dataclasses.fields(Run)}
+        values.setdefault("lr_side", LR_SIDE)  # pictures of before there was a choice
         for name, kinds in _KINDS.items():
             if not isinstance(values[name], kinds) or (isinstance(values[name], bool) and kinds is not bool):
                 raise UserError(f"the picture's metadata has {name} = {values[name]!r:.80}")
@@ -159,7 +160,8 @@ def recorded(metadata: Mapping[str, Any]) -> tuple[Request, Run]:
 
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
-    "prompt": str, "negative_prompt": str, "seed": int, "height": int, "width": int, "preview": bool,
+    "prompt": str, "negative_prompt": str, "seed": int, "height": int, "width": int, "lr_side": int,
+    "preview": bool,
     "stage_c": dict, "stage_b": dict, "checkpoint": str, "config": str, "dtype": str,
     "batch_size": int, "mesh": dict, "tile": (int, type(None)), "decode_memory": (int, float),
 }  # fmt: skip

@@ -174,22 +174,25 @@ class Cascade:
         dtype: str = "float32",
         mesh: jax.sharding.Mesh | None = None,
         preview: bool = False,
+        ema: bool = True,
     ) -> Cascade:
         """Restore what sampling needs from `checkpoint`, straight onto the devices.
 
         Args:
-            checkpoint: directory written by `python -m convert`; None for the untrained placeholder.
+            checkpoint: directory written by `python -m convert`, or that of a training run; None for the
+                untrained placeholder.
             config: replaces the checkpoint's configuration where the weights allow it.
             dtype: of weights and computation; the decoders stay in float32.
             mesh: devices to spread weights and batch over.
             preview: load the previewer in place of stages B and A.
+            ema: of a training run, the moving average of its parameters.
 
         Raises:
             UserError: not a checkpoint, a component that is missing or does not fit.
         """
         report = Report()
         with report.stage("load"), _on(mesh):
-            weights = load_weights(checkpoint, config, dtype=dtype, mesh=mesh, preview=preview)
+            weights = load_weights(checkpoint, config, dtype=dtype, mesh=mesh, preview=preview, ema=ema)
             tokenizer = Tokenizer(weights.tokenizer, weights.config.clip_text.positions)
         return cls(weights, tokenizer, dtype=dtype, mesh=mesh, report=report)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ultrapixel_jax.config import DiffusionConfig, unknown_key
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sizes import Bucket, check_size, parse_size
+from ultrapixel_jax.sizes import LR_SIDE, Bucket, check_size, parse_size
 
 MAX_SEED = 2**32 - 1
 """Largest seed; jax's random keys would fold a larger one onto a smaller without a word."""
@@ -54,6 +54,8 @@ class Request:
     """Sampling of both stage C passes."""
     stage_b: DiffusionConfig
     """Sampling of stage B."""
+    lr_side: int = LR_SIDE
+    """The model's `GuidanceConfig.lr_side`."""
     preview: bool = False
     """Whether the previewer draws it in place of stages B and A."""
     name: str | None = None
@@ -64,7 +66,7 @@ class Request:
     @property
     def bucket(self) -> Bucket:
         """The shapes it runs through."""
-        return Bucket.of(self.height, self.width)
+        return Bucket.of(self.height, self.width, self.lr_side)
 
     @property
     def file_name(self) -> str:

@@ -33,7 +33,7 @@ STAGE_B_FACTOR = 4
 PIXEL_MULTIPLE = 8
 """Stage B un-shuffles its latent by 2, so pictures are made in multiples of 4·2 and then cropped."""
 LR_SIDE = 32
-"""Side of the square low-resolution picture, in units of 32 pixels."""
+"""Side of the square low-resolution picture of the full model, in units of 32 pixels."""
 
 
 def stage_c_latent(height: int, width: int) -> HW:
@@ -52,15 +52,15 @@ def stage_b_latent(height: int, width: int) -> HW:
     return h // STAGE_B_FACTOR, w // STAGE_B_FACTOR
 
 
-def lr_pixels(height: int, width: int) -> HW:
-    """Pixels of the low-resolution pass: about 1024², with the aspect ratio of `height` × `width`."""
+def lr_pixels(height: int, width: int, side: int = LR_SIDE) -> HW:
+    """Pixels of the low-resolution pass: about (32·side)², with the aspect ratio of `height` × `width`."""
     root = math.sqrt(height / width)
-    return 32 * int(LR_SIDE * root), 32 * int(LR_SIDE / root)
+    return 32 * int(side * root), 32 * int(side / root)
 
 
-def lr_latent(height: int, width: int) -> HW:
+def lr_latent(height: int, width: int, side: int = LR_SIDE) -> HW:
     """Size of stage C's latent in the low-resolution pass."""
-    return stage_c_latent(*lr_pixels(height, width))
+    return stage_c_latent(*lr_pixels(height, width, side))
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -77,8 +77,8 @@ class Bucket:
     """Decoded pixels, multiples of 8, before the crop to the size that was asked for."""
 
     @classmethod
-    def of(cls, height: int, width: int) -> Bucket:
-        """Bucket of a picture of `height` × `width` pixels.
+    def of(cls, height: int, width: int, lr_side: int = LR_SIDE) -> Bucket:
+        """Bucket of a picture of `height` × `width` pixels; `lr_side` is `GuidanceConfig.lr_side`.
 
         Raises:
             UserError: a size that `check_size` refuses.
@@ -86,7 +86,7 @@ class Bucket:
         check_size(height, width)
         return cls(
             hr=stage_c_latent(height, width),
-            lr=lr_latent(height, width),
+            lr=lr_latent(height, width, lr_side),
             stage_b=stage_b_latent(height, width),
             pixels=padded_pixels(height, width),
         )

@@ -25,7 +25,7 @@ from ultrapixel_jax.manifest import identity, read_manifest
 from ultrapixel_jax.tokenizer import BYTE_TOKENIZER, is_tokenizer
 from ultrapixel_jax.training.runs import RunWeights, is_run
 
-RUN_TIME_FIELDS = ("timestep", "up_guide_weights", "dropout")
+RUN_TIME_FIELDS = ("timestep", "up_guide_weights", "lr_side", "dropout")
 """Fields that a configuration may change without changing any weight's shape or meaning."""
 RANDOM_STD = 0.02
 

@@ -38,7 +38,13 @@ stage_c = StageCConfig(
 config = CascadeConfig(
     stage_c=stage_c,
     guidance=GuidanceConfig(
-        channels=WIDTH, inr_channels=64, inr_width=64, inr_heads=4, inr_head_dim=16, inr_groups=16
+        channels=WIDTH,
+        inr_channels=64,
+        inr_width=64,
+        inr_heads=4,
+        inr_head_dim=16,
+        inr_groups=16,
+        lr_side=16,
     ),
     stage_b=StageBConfig(
         levels=(

@@ -83,8 +83,9 @@ product.defvjp(_product_forward, _product_backward)
 
 def _dot(a: Array, b: Array, axes_a: int | tuple[int, ...], axes_b: int | tuple[int, ...]) -> Array:
     """Product of `a` and `b`, summed over the given axes, in float32."""
-    contract = tuple((axes,) if isinstance(axes, int) else axes for axes in (axes_a, axes_b))
-    return jax.lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+    over_a = (axes_a,) if isinstance(axes_a, int) else axes_a
+    over_b = (axes_b,) if isinstance(axes_b, int) else axes_b
+    return jax.lax.dot_general(a, b, ((over_a, over_b), ((), ())), preferred_element_type=jnp.float32)
 
 
 def per_channel(vector: Float[Array, " c"], ndim: int) -> Float[Array, "*ones c"]:
@@ -224,7 +225,7 @@ def _depthwise_forward(padded: Array, kernel: Array) -> tuple[Array, tuple[Array
 def _depthwise_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     padded, kernel = saved
     border = [(0, 0), *[(kernel.shape[0] - 1,) * 2] * 2, (0, 0)]
-    change = _taps(jnp.pad(cotangent, border), kernel[::-1, ::-1], padded.shape[1:3])
+    change = _taps(jnp.pad(cotangent, border), kernel[::-1, ::-1], (padded.shape[1], padded.shape[2]))
     in_kernel = jax.lax.platform_dependent(
         padded, cotangent, cpu=_kernel_gradient_by_products, default=_kernel_gradient
     )
@@ -306,7 +307,7 @@ class ConvTransposed(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        y = _conv_transposed(x, kernel.astype(x.dtype), self.stride, self.padding)
+        y: Any = _conv_transposed(x, kernel.astype(x.dtype), self.stride, self.padding)
         return (y + per_channel(bias, 4)).astype(x.dtype)
 
 

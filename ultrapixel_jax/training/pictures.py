@@ -25,7 +25,14 @@ from ultrapixel_jax.pipeline import Cascade, fetch
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.requests import Request
 from ultrapixel_jax.sharding import batch_multiple
-from ultrapixel_jax.sizes import STAGE_C_FACTOR, Bucket, padded_pixels, stage_b_latent, stage_c_latent
+from ultrapixel_jax.sizes import (
+    LR_SIDE,
+    STAGE_C_FACTOR,
+    Bucket,
+    padded_pixels,
+    stage_b_latent,
+    stage_c_latent,
+)
 from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.tiling import to_uint8
 from ultrapixel_jax.tokenizer import Tokenizer
@@ -139,15 +146,16 @@ class _Sampling(_Drawing):
             self._task.config.pictures,
             self._task.config.model,
         )
+        lr_side = model.guidance.lr_side if model.guidance else LR_SIDE
         requests = [
             Request(prompt, "", i, *pictures.size, stage_c=model.sampling_c, stage_b=model.sampling_b,
-                    preview=pictures.preview)
+                    preview=pictures.preview, lr_side=lr_side)
             for i, prompt in enumerate(pictures.prompts)
         ]  # fmt: skip
         multiple = batch_multiple(self._mesh)
         results = cascade.generate(
             requests,
-            bucket=Bucket.of(*pictures.size),
+            bucket=requests[0].bucket,
             batch_size=-(-len(requests) // multiple) * multiple,
             preview=pictures.preview,
         )
