@@ -1,4 +1,4 @@
-"""The files in configs/launch/ are well formed, and what they start is a command line of `train.py`."""
+"""The files in configs/launch/ are well formed; their and the manual's commands are ones of `train.py`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,26 @@ def test_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.sources
     # 16 devices: each has its share of every part of a batch.
     assert config.data.batch_size // config.optimizer.accumulate % 16 == 0
+
+
+@pytest.mark.parametrize("command", (ROOT / "docs" / "training.md").read_text().split("python train.py")[1:])
+def test_commands_of_the_manual(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    words = command.partition("\n")[0].partition("`")[0].partition("#")[0].split()
+    if "--help" in words:
+        with pytest.raises(SystemExit) as stop:
+            parse(words)
+        assert stop.value.code == 0
+    else:
+        assert parse(words).output
+
+
+def test_overrides_of_the_manual(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    rows = re.findall(r"^\| `(--.*?)` \|", (ROOT / "docs" / "training.md").read_text(), re.MULTILINE)
+    assert len(rows) == 7
+    for row in rows:
+        parse(["configs/train/guidance.py", "--data.path", "x", "--output", "y", *row.split()])
 
 
 def test_hosts_and_chips_of_the_slice() -> None:
