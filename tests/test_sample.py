@@ -31,7 +31,7 @@ class FakeCascade:
     fail: BaseException | None = None
 
     @classmethod
-    def load(cls, checkpoint, *, config=None, dtype, mesh=None, preview=False):
+    def load(cls, checkpoint, *, config=None, dtype, mesh=None, preview=False, ema=True):
         cls.calls.append(("load", checkpoint, dtype, mesh, preview))
         return cls(config or CascadeConfig(sampling_c=DiffusionConfig(steps=11)))
 

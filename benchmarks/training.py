@@ -1,0 +1,239 @@
+"""Training steps on this machine: time, images/s, TFLOP/s, utilisation and memory.
+
+    python -m benchmarks.training [NAME ...] [--steps 5] [--mesh rows=4] [--compile-only] [--json FILE]
+
+NAMEs are of `CONFIGURATIONS`; without, those that fit a CPU, and on other devices all. Weights, latents and
+texts are random: their values do not change the time. Each configuration runs in a process of its own.
+Operations are counted from shapes (`ultrapixel_jax.flops`); the utilisation is relative to the rate of a
+square matrix product that is measured in the same process.
+
+With --compile-only nothing runs: the compiler alone says what memory a step takes on each device. With
+`XLA_FLAGS=--xla_force_host_platform_device_count=N` that works for meshes of N devices on any machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ultrapixel_jax.cli import parse_mesh
+from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax.errors import UserError
+
+HW = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """A preset, at one size of latents."""
+
+    preset: str
+    """File of the preset."""
+    hr: HW
+    """Size of the latent that is trained on."""
+    lr: HW
+    """Size of the low-resolution one."""
+    batch: int
+    """Examples."""
+    on_cpu: bool = True
+    """Whether a CPU is measured on it unless it is named."""
+
+
+CONFIGURATIONS = {
+    "tiny": Configuration("configs/train/tiny.py", (24, 24), (12, 12), 4),
+    "demo-stage-c": Configuration("configs/demo/stage_c.py", (12, 12), (12, 12), 32),
+    "lite-24": Configuration("configs/train/guidance_lite.py", (24, 24), (24, 24), 1),
+    "full-24": Configuration("configs/train/guidance.py", (24, 24), (24, 24), 4, on_cpu=False),
+    "full-48": Configuration("configs/train/guidance.py", (48, 48), (24, 24), 4, on_cpu=False),
+    "full-96": Configuration("configs/train/guidance.py", (96, 96), (24, 24), 2, on_cpu=False),
+    "full-128": Configuration("configs/train/guidance.py", (128, 128), (24, 24), 1, on_cpu=False),
+    "full-192": Configuration("configs/train/guidance.py", (192, 192), (24, 24), 1, on_cpu=False),
+}
+"""By name; the number is the side of the HR latent (128 is an image of 4096², 192 one of 6144²)."""
+COLUMNS = (
+    ("name", "configuration"), ("latent", "latent"), ("batch", "batch"), ("dtype", "dtype"),
+    ("compile_s", "compile, s"), ("step_s", "step, s"), ("images_per_s", "images/s"),
+    ("tflops", "TFLOP/s"), ("utilisation", "utilisation"), ("arguments_gb", "weights and state, GB"),
+    ("temporaries_gb", "temporaries, GB"), ("peak_gb", "peak, GB"),
+)  # fmt: skip
+
+
+def measure(name: str, steps: int, mesh_sizes: dict[str, int] | None, compile_only: bool) -> dict[str, Any]:
+    """Compile and, unless `compile_only`, run the step of one configuration in this process."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ultrapixel_jax import components, report
+    from ultrapixel_jax.config import load_config
+    from ultrapixel_jax.sharding import batch_sharding, make_mesh
+    from ultrapixel_jax.training import state as states
+    from ultrapixel_jax.training.config import TrainConfig
+    from ultrapixel_jax.training.optimizer import make_optimizer
+    from ultrapixel_jax.training.step import make_step
+    from ultrapixel_jax.training.tasks import make_task
+
+    case = CONFIGURATIONS[name]
+    config = load_config(case.preset, TrainConfig)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, cached=True, batch_size=case.batch),
+        optimizer=dataclasses.replace(config.optimizer, accumulate=1),
+    )
+    task, optimizer = make_task(config), make_optimizer(config.optimizer, config.steps)
+    mesh = make_mesh(mesh_sizes or {"data": 1}, None if mesh_sizes else jax.devices()[:1])
+    c, b = config.model.stage_c, case.batch
+    tokens = config.model.clip_text.positions
+    shapes: dict[str, Any] = {
+        "latent": ((b, *case.hr, c.c_latent), jnp.bfloat16),
+        "image_vector": ((b, c.c_clip_img), jnp.bfloat16),
+    }
+    if "guidance" in task.trained:
+        shapes["latent_lr"] = ((b, *case.lr, c.c_latent), jnp.bfloat16)
+    if "clip_text" in task.trained:
+        shapes |= {"ids": ((b, tokens), jnp.int32), "mask": ((b, tokens), jnp.int32)}
+    else:
+        shapes["text_states"] = ((b, tokens, c.c_clip_text), jnp.bfloat16)
+        shapes["text_pooled"] = ((b, c.c_clip_text_pooled), jnp.bfloat16)
+
+    def weights(key: jax.Array) -> dict[str, Any]:
+        """The frozen networks, as a run holds them."""
+        fresh = {
+            part: components.initialise(part, getattr(config.model, part), key, task.dtype)
+            for part in task.frozen
+        }
+        return {part: task.arrange(part, variables) for part, variables in fresh.items()}
+
+    with jax.set_mesh(mesh):
+        create = states.creator(task, optimizer)
+        state = jax.eval_shape(lambda: create({}))
+        state_at = states.state_shardings(state, optimizer, mesh)
+        frozen = jax.eval_shape(weights, jax.random.key(0))
+        frozen_at = {part: states.variables_shardings(v, mesh) for part, v in frozen.items()}
+        batch_at = batch_sharding(mesh)
+
+        def placed(tree: Any, at: Any) -> Any:
+            return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, at)
+
+        batch = {k: jax.ShapeDtypeStruct(*v, sharding=batch_at) for k, v in shapes.items()}
+        began = time.perf_counter()
+        step = jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(state_at, None))
+        run = step.lower(placed(state, state_at), placed(frozen, frozen_at), batch).compile()
+        compiled = time.perf_counter() - began
+        memory: Any = run.memory_analysis()
+        row = {
+            "name": name, "latent": f"{case.hr[0]}x{case.hr[1]}", "batch": b, "dtype": config.dtype,
+            "device": jax.devices()[0].device_kind, "devices": mesh.size, "jax": jax.__version__,
+            "mesh": {axis: n for axis, n in mesh.shape.items() if n > 1}, "compile_s": compiled,
+            "arguments_gb": memory.argument_size_in_bytes / 1e9,
+            "temporaries_gb": memory.temp_size_in_bytes / 1e9,
+        }  # fmt: skip
+        if compile_only:
+            return row
+        now = jax.jit(lambda: create({}), out_shardings=state_at)()
+        held = jax.jit(weights, out_shardings=frozen_at)(jax.random.key(0))
+        random = np.random.default_rng(0)
+        values = {
+            k: np.ones(shape, dtype) if dtype == jnp.int32 else random.standard_normal(shape).astype(dtype)
+            for k, (shape, dtype) in shapes.items()
+        }
+        data = jax.device_put(values, batch_at)
+        rate = report.matmul_rate(config.dtype, mesh.size)
+        times = []
+        for _ in range(steps + 1):
+            began = time.perf_counter()
+            now, metrics = run(now, held, data)
+            jax.block_until_ready(metrics)
+            times.append(time.perf_counter() - began)
+        seconds = float(np.median(times[1:]))
+        operations = task.flops({k: v[0] for k, v in shapes.items()})
+        return row | {
+            "step_s": seconds, "images_per_s": b / seconds, "tflops": operations / seconds / 1e12,
+            "utilisation": operations / seconds / rate, "matmul_tflops": rate / 1e12,
+            "peak_gb": (report.peak_bytes() or 0) / 1e9,
+        }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of the measured rows."""
+
+    def cell(row: dict[str, Any], key: str) -> str:
+        value = row.get(key)
+        if value is None:
+            return "–"
+        if key == "utilisation":
+            return f"{value:.0%}"
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    lines = ["| " + " | ".join(title for _, title in COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    return "\n".join(lines + ["| " + " | ".join(cell(row, key) for key, _ in COLUMNS) + " |" for row in rows])
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(
+        prog="python -m benchmarks.training", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CONFIGURATIONS))
+    p.add_argument("--steps", type=whole("--steps", 1, 10_000), default=5, metavar="N",
+                   help="steps that are timed, after one more (default: 5)")  # fmt: skip
+    p.add_argument("--mesh", type=parse_mesh, metavar="data=N,fsdp=N,tensor=N,rows=N", help="default: one")
+    p.add_argument("--compile-only", action="store_true", help="memory by the compiler's reckoning alone")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    p.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process, as JSON
+    return p
+
+
+def run(argv: list[str]) -> None:
+    """Do what the command line says."""
+    o = parser().read(argv)
+    for name in o.names:
+        if name not in CONFIGURATIONS:
+            raise UserError(f"configuration {name!r:.80} is not known; known are {', '.join(CONFIGURATIONS)}")
+    if o.here:
+        print(json.dumps(measure(o.names[0], o.steps, o.mesh, o.compile_only)))
+        return
+    names = o.names
+    if not names:
+        import jax
+
+        cpu = jax.default_backend() == "cpu"
+        names = [name for name, case in CONFIGURATIONS.items() if case.on_cpu or not cpu]
+    options = [a for a in argv if a not in o.names]
+    if o.json:
+        at = next(i for i, a in enumerate(options) if a.startswith("--json"))
+        del options[at : at + (1 if "=" in options[at] else 2)]
+    rows = []
+    for name in names:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        command = [sys.executable, "-m", "benchmarks.training", name, "--here", *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["killed; out of memory?"])[-1]
+            print(f"{name} failed: {last}", file=sys.stderr)
+            continue
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    if not rows:
+        raise UserError("nothing could be measured")
+    first = rows[0]
+    mesh = ", ".join(f"{axis}={n}" for axis, n in first["mesh"].items()) or "one device"
+    rate = f"; matrix product {first['matmul_tflops']:.3g} TFLOP/s" if "matmul_tflops" in first else ""
+    print(f"{first['devices']} x {first['device']} ({mesh}), jax {first['jax']}{rate}\n\n{table(rows)}")
+    if o.json:
+        o.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
