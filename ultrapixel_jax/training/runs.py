@@ -7,7 +7,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from etils import epath
@@ -50,13 +49,13 @@ def one_error() -> None:
 
     Those that were at work when one failed else write to standard error that nobody waits for them.
     """
-    usual = sys.excepthook
+    usual = sys.unraisablehook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if str(error) != "Event loop is closed":
-            usual(kind, error, trace)
+    def hook(what: Any) -> None:
+        if str(what.exc_value) != "Event loop is closed":
+            usual(what)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 def check_sum(name: str, value: Any, saved: Mapping[str, Any]) -> None:
