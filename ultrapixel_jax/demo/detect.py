@@ -43,7 +43,7 @@ SPECK = 2
 MOST = 6
 """Objects that are looked at, the largest ones; a scene has two at most."""
 FAR = 40
-"""Distance in CIELAB from every main tone beyond which a colour is unclear. The tones are 45 or more apart."""
+"""Distance in CIELAB from every main tone beyond which a colour is unclear; tones are 45 or more apart."""
 LIKE_SHAPE = 0.7
 """Overlap with a silhouette, as intersection over union, below which a shape is unclear."""
 LIKE_TEXTURE = 0.35
