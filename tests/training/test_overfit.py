@@ -37,6 +37,13 @@ def test_loss_falls_more_than_tenfold(run: Path) -> None:
     assert losses[-1] < losses[0] / 10
 
 
+def test_pictures_are_made_while_training(run: Path) -> None:
+    sheets = {path.name: np.asarray(Image.open(path)) for path in (run / "samples").iterdir()}
+    assert list(sheets) == ["step-0000150.png"]
+    above, below = np.split(sheets["step-0000150.png"], 2)  # one picture for each prompt
+    assert above.shape == below.shape == (256, 256, 3) and (above != below).any()
+
+
 def test_command_line_samples_from_the_run(run: Path, tmp_path: Path) -> None:
     options = ["--checkpoint", str(run), "--size", "256x256", "--output", str(tmp_path), "--quiet"]
     assert sample.main([*options, "--prompt", "a red picture", "--prompt", "a blue picture"]) == 0

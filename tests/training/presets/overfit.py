@@ -8,6 +8,7 @@ from ultrapixel_jax.training.config import (
     CheckpointConfig,
     LogConfig,
     OptimizerConfig,
+    PicturesConfig,
     StageCTask,
     TrainConfig,
 )
@@ -25,5 +26,6 @@ config = TrainConfig(
     scanned=False,
     optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20, ema_decay=0.99),
     checkpoints=CheckpointConfig(every=150),
+    pictures=PicturesConfig(every=150, prompts=("a red picture", "a blue picture"), size=(256, 256)),
     log=LogConfig(every=15, tensorboard=False),
 )  # fmt: skip

@@ -84,7 +84,7 @@ class TrainStageA(Task):
         )
 
 
-def random_crop(image: Float[Array, "b h w 3"], side: int, batch: Batch) -> Float[Array, "b s s 3"]:
+def random_crop(image: Float[Array, "b h w 3"], side: int, batch: Batch) -> Float[Array, "b h2 w2 3"]:
     """A square of each image at a place of its own; images that are smaller stay as they are."""
     height, width = image.shape[1:3]
     if not side or side > min(height, width):

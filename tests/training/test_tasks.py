@@ -1,0 +1,123 @@
+"""The tasks of the base models: what each trains, that it learns, and the noise and crops that it draws."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.tiny import config as tiny
+from tests.training.steps import config_of, start
+from ultrapixel_jax import components
+from ultrapixel_jax.config import LevelConfig, StageBConfig
+from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.training.config import OptimizerConfig, PreviewerTask, StageATask, StageBTask
+from ultrapixel_jax.training.optimizer import make_optimizer
+from ultrapixel_jax.training.tasks.stage_a import random_crop
+from ultrapixel_jax.training.tasks.stage_b import PYRAMID_DECAY, pyramid_noise
+
+STAGE_B = StageBConfig(
+    levels=(
+        LevelConfig(8, 1, down_blocks=1, up_blocks=1, layers="CT"),
+        LevelConfig(16, 2, down_blocks=1, up_blocks=1),
+    ),
+    c_cond=16,
+    c_clip=48,
+)
+
+
+def keys(count: int) -> dict[str, Any]:
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    return {"key": jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(jnp.arange(count))}
+
+
+def images(count: int, side: int) -> dict[str, Any]:
+    """Smooth pictures, and a caption's tokens."""
+    coarse = np.random.default_rng(0).uniform(0, 255, (count, 3, 3, 3))
+    smooth = jax.image.resize(jnp.asarray(coarse), (count, side, side, 3), "cubic").clip(0, 255)
+    ones = np.ones((count, 7), np.int32)
+    return {"image": np.asarray(smooth).astype(np.uint8), "ids": ones, "mask": ones}
+
+
+def train(task: Any, steps: int, **changes: Any) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """States before and after `steps` on one batch, and the metrics of each."""
+    data = DataConfig(batch_size=4, image_vector_probability=0.0)
+    optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=5, ema_decay=0.0)
+    config = config_of(task, data=data, optimizer=optimizer, **changes)
+    trainer, _, state, step = start(config, optimizer=make_optimizer(config.optimizer, steps))
+    frozen = {
+        name: components.initialise(name, getattr(config.model, name), jax.random.key(1))
+        for name in trainer.frozen
+    }
+    first, metrics = state, []
+    for _ in range(steps):
+        state, found = step(state, frozen, images(4, 64))
+        metrics.append({name: np.asarray(value) for name, value in found.items()})
+    return first, state, metrics
+
+
+def moved(before: Any, after: Any) -> list[bool]:
+    return [
+        bool((a != b).any()) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    ]
+
+
+def test_stage_a_learns_to_reconstruct() -> None:
+    first, last, metrics = train(StageATask(crop=32), 40)
+    assert list(last.params) == ["stage_a"]
+    assert metrics[-1]["reconstruction"] < 0.5 * metrics[0]["reconstruction"]
+    for found in metrics:
+        np.testing.assert_allclose(found["loss"], found["reconstruction"] + found["quantizer"], rtol=1e-5)
+    assert all(moved(first.collections, last.collections))  # running mean and variance
+
+
+def test_previewer_learns_to_reconstruct() -> None:
+    first, last, metrics = train(PreviewerTask(), 40)
+    assert list(last.params) == ["previewer"]
+    assert metrics[-1]["loss"] < 0.5 * metrics[0]["loss"]
+    assert all(moved(first.collections, last.collections))
+
+
+@pytest.mark.parametrize("train_encoder", [True, False])
+def test_stage_b_trains_the_encoder_if_asked(train_encoder: bool) -> None:
+    scales = (0.5,) if train_encoder else (0.5, 1.0)  # each compiles the encoder once more
+    task = StageBTask(train_encoder=train_encoder, condition_scales=scales, pyramid_levels=(1, 4))
+    model = dataclasses.replace(tiny, stage_b=STAGE_B)
+    first, last, metrics = train(task, 5, model=model)
+    assert set(last.params) == {"stage_b", *(["effnet_encoder"] if train_encoder else [])}
+    assert all(np.isfinite(found["loss"]) for found in metrics)
+    assert sum(moved(first.params, last.params)) > 0.8 * len(jax.tree.leaves(first.params))
+    if train_encoder:
+        changed = moved(first.collections["effnet_encoder"], last.collections["effnet_encoder"])
+        assert all(changed)
+
+
+def test_pyramid_noise_has_unit_variance_and_strong_low_frequencies() -> None:
+    noise = np.asarray(pyramid_noise(keys(3000), (16, 16, 1), (2, 8)))
+    weights = {16: 1.0, 8: PYRAMID_DECAY, 4: PYRAMID_DECAY**2, 2: PYRAMID_DECAY**3}
+    total = sum(w**2 for w in weights.values())
+    np.testing.assert_allclose(noise.std(0).mean(), 1, rtol=0.02)
+    # The mean over a picture of a map of s × s numbers has variance 1/s².
+    expected = sum(w**2 / side**2 for side, w in weights.items()) / total
+    np.testing.assert_allclose(noise.mean((1, 2)).var(), expected, rtol=0.1)
+    assert expected > 9 / 256  # nine times that of white noise
+
+
+def test_pyramid_noise_without_levels_is_white() -> None:
+    noise = np.asarray(pyramid_noise(keys(3000), (16, 16, 1), (0, 0)))
+    np.testing.assert_allclose(noise.mean((1, 2)).var(), 1 / 256, rtol=0.1)
+
+
+def test_crops_are_windows_of_their_images() -> None:
+    image = np.random.default_rng(0).uniform(size=(6, 9, 12, 3)).astype(np.float32)
+    out = np.asarray(random_crop(jnp.asarray(image), 5, keys(6)))
+    places = []
+    for crop, whole in zip(out, image, strict=True):
+        windows = np.lib.stride_tricks.sliding_window_view(whole, (5, 5), (0, 1)).transpose(0, 1, 3, 4, 2)
+        found = np.argwhere((windows == crop).all((2, 3, 4)))
+        assert len(found) == 1
+        places.append(tuple(found[0]))
+    assert len(set(places)) > 1
+    assert random_crop(jnp.asarray(image), 32, keys(6)).shape == image.shape
