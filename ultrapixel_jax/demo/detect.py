@@ -42,6 +42,8 @@ SPECK = 2
 """Radius in working pixels of what is too thin to be an object."""
 MOST = 6
 """Objects that are looked at, the largest ones; a scene has two at most."""
+REACH = 0.024
+"""How far around an object that lies inside another its pale rim may reach, in shorter sides."""
 FAR = 40
 """Distance in CIELAB from every main tone beyond which a colour is unclear; tones are 45 or more apart."""
 LIKE_SHAPE = 0.7
@@ -145,7 +147,7 @@ def _regions(labels: Int[np.ndarray, "h w"]) -> list[Mask]:
     grown = 2 * SPECK
     padded = np.pad(labels, grown, constant_values=-1)
     cores = np.zeros(padded.shape, np.int32)
-    count = 0
+    colours: list[int] = []
     for colour in range(len(COLOURS)):
         mask = ndimage.binary_closing(padded == colour, _disc(SPECK))
         mask = ndimage.binary_opening(mask, _disc(SPECK))
@@ -153,19 +155,33 @@ def _regions(labels: Int[np.ndarray, "h w"]) -> list[Mask]:
         areas = np.bincount(parts.ravel())
         for part in range(1, number + 1):
             if areas[part] >= SMALLEST * SIDE**2:
-                count += 1
-                cores[(parts == part) & (cores == 0)] = count
+                colours.append(colour)
+                cores[(parts == part) & (cores == 0)] = len(colours)
     # What else is coloured (thin tips, mixed pixels of edges) belongs to the nearest of these, if it is near.
     away, at = ndimage.distance_transform_edt(cores == 0, return_indices=True)  # pyright: ignore
     nearest = cores[tuple(at)]
     thin = (padded >= 0) & (cores == 0) & (away < 0.1 * SIDE)
-    result = []
-    for number in range(1, count + 1):
+    regions = []
+    for number in range(1, len(colours) + 1):
         core = cores == number
         parts, _ = ndimage.label(core | (thin & (nearest == number)))  # pyright: ignore
         region = np.isin(parts, np.unique(parts[core]))
-        result.append(region[grown:-grown, grown:-grown])
-    return sorted(result, key=lambda m: -int(m.sum()))[:MOST]
+        regions.append(region[grown:-grown, grown:-grown])
+    largest = sorted(range(len(regions)), key=lambda i: -int(regions[i].sum()))[:MOST]
+    return _joined([regions[i] for i in largest], [colours[i] for i in largest])
+
+
+def _joined(regions: Sequence[Mask], colours: Sequence[int]) -> list[Mask]:
+    """`regions` with those put together that another one, which lies inside and reaches their edge, cuts."""
+    owner = list(range(len(regions)))
+    for middle in regions:
+        around = ndimage.distance_transform_edt(~middle) <= REACH * SIDE  # pyright: ignore
+        near = [i for i, region in enumerate(regions) if region is not middle and (region & around).any()]
+        for i, j in itertools.combinations(near, 2):
+            if colours[i] == colours[j]:
+                owner = [owner[i] if o == owner[j] else o for o in owner]
+    parts = [[m for m, o in zip(regions, owner) if o == number] for number in dict.fromkeys(owner)]
+    return sorted((np.logical_or.reduce(masks) for masks in parts), key=lambda m: -int(m.sum()))
 
 
 def _filled(mask: Mask) -> Mask:
@@ -319,6 +335,13 @@ def detect(image: UInt8[np.ndarray, "h w 3"]) -> list[Found]:
     lab = cielab(np.asarray(small, np.float32))
     regions = _regions(_labels(lab))
     solid = [_filled(region) for region in regions]
+    for i, region in enumerate(regions):
+        if ndimage.label(region)[1] > 1:  # pyright: ignore
+            for other in regions:
+                if other is not region and other.sum() < region.sum():
+                    around = ndimage.distance_transform_edt(~other) <= REACH * SIDE  # pyright: ignore
+                    if ndimage.label(region | around)[1] == 1:  # pyright: ignore
+                        solid[i] = _filled(region | around)
 
     outer: list[int | None] = []
     for i, region in enumerate(regions):  # a region can only lie within a larger one, which is further ahead
