@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> int:
 
     with jax.set_mesh(mesh):
         # ── Data ───────────────────────────────────────────────────────────────────────────────────────
-        index, count = share_of_batch(mesh, config.data.batch_size)
+        index, count = share_of_batch(mesh, config.data.batch_size, config.optimizer.accumulate)
         task = make_task(config)
         task.check()
         loader = Loader(config.data, process_index=index, process_count=count)

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import runpy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ultrapixel_jax.errors import UserError
 
@@ -337,6 +337,9 @@ class DiffusionConfig:
             raise UserError(f"shift {self.shift} must be positive")
         if self.sampler not in ("ddpm", "ddim"):
             raise UserError(f"sampler {self.sampler!r} is not known; use ddpm or ddim")
+        if self.schedule not in get_args(ScheduleName):
+            known = ", ".join(get_args(ScheduleName))
+            raise UserError(f"schedule {self.schedule!r:.80} is not known; use one of {known}")
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise UserError(f"eta {self.eta} is outside [0, 1]")
 
@@ -443,7 +446,7 @@ def _revive(hint: Any, value: Any) -> Any:
         return None
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(typing.cast(type, hint), value)
-    args = typing.get_args(hint)
+    args = get_args(hint)
     if typing.get_origin(hint) is tuple and isinstance(value, (list, tuple)):
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_revive(args[0], v) for v in value)

@@ -94,6 +94,15 @@ def test_all_problems_are_listed_at_once(known):
     assert "shape: clip_img_mapper.bias is (7,), expected (8192,)" in text
 
 
+def test_shapes_must_be_the_released_ones_exactly(known):
+    """A 1x1 convolution and a linear layer give one kernel of ours; the file's own shape must be right."""
+    shapes = dict(manifest("stage_c"))
+    assert shapes["clf.1.weight"] == (16, 2048, 1, 1)
+    shapes["clf.1.weight"] = (16, 2048)
+    with pytest.raises(UserError, match=r"clf\.1\.weight is \(16, 2048\), expected \(16, 2048, 1, 1\)"):
+        recognise(shapes, known, "squeezed.safetensors")
+
+
 def convert(*paths) -> int:
     return main([str(p) for p in paths])
 

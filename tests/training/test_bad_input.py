@@ -43,6 +43,7 @@ MESH = ("--mesh.data", "4", "--mesh.tensor", "2")
         (("--mesh.data", "4", "--mesh.fsdp", "4"), "needs 16 devices, but there are 8"),
         (("--mesh.data", "8"), "data.batch_size 4 does not divide over the mesh's data·fsdp = 8"),
         (("--data.batch-size", "3", "--optimizer.accumulate", "2"), "data.batch_size 3 does not divide"),
+        (("--mesh.data", "8", "--data.batch-size", "16", "--optimizer.accumulate", "4"), "makes parts of 4"),
         (("--machines.coordinator", "here:1"), "belong together"),
         (("--task.diffusion.shift", "0"), "task.diffusion.shift 0"),
         (("--log.profile", "9", "3"), "log.profile"),

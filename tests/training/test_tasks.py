@@ -59,9 +59,8 @@ def train(task: Any, steps: int, **changes: Any) -> tuple[Any, Any, list[dict[st
 
 
 def moved(before: Any, after: Any) -> list[bool]:
-    return [
-        bool((a != b).any()) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    ]
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return [bool((a != b).any()) for a, b in pairs]
 
 
 def test_stage_a_learns_to_reconstruct() -> None:

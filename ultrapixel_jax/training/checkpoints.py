@@ -38,6 +38,7 @@ class RunCheckpoints:
             UserError: it holds something else, or cannot be written.
         """
         self.directory = epath.Path(directory)
+        one_error()
         with disk_errors(directory):
             there = {path.name for path in self.directory.iterdir()} if self.directory.exists() else set()
             if CONFIG not in there and (strange := sorted(n for n in there - {CHECKPOINTS} if n[0] != ".")):
@@ -121,7 +122,6 @@ class RunCheckpoints:
         step = self.latest
         what = f"checkpoint {step} in {self.directory}"
         try:
-            one_error()
             out = self._manager.restore(
                 step,
                 args=ocp.args.Composite(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ultrapixel_jax.config import CascadeConfig, ScheduleName, check_dtype
 from ultrapixel_jax.data.config import DataConfig
@@ -29,6 +29,8 @@ class DiffusionTraining:
     """By logSNR: `adaptive` divides by the running mean of the loss, `p2` is 1/(1 + SNR)."""
 
     def __post_init__(self) -> None:
+        if self.schedule not in get_args(ScheduleName):
+            raise UserError(f"task.diffusion.schedule {self.schedule!r:.80} is not known")
         if not self.shift > 0:
             raise UserError(f"task.diffusion.shift {self.shift} must be positive")
 

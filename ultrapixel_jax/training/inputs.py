@@ -69,10 +69,10 @@ class Inputs:
         return {name: jax.make_array_from_process_local_data(self._sharding, x) for name, x in arrays.items()}
 
 
-def share_of_batch(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+def share_of_batch(mesh: Mesh, batch_size: int, parts: int = 1) -> tuple[int, int]:
     """(index, count): which of `count` equal slices of a batch this process reads.
 
-    Processes that hold parts of the same samples read the same slice.
+    Processes that hold parts of the same samples read the same slice. `parts` is `optimizer.accumulate`.
 
     Raises:
         UserError: the batch does not divide over the mesh.
@@ -82,6 +82,11 @@ def share_of_batch(mesh: Mesh, batch_size: int) -> tuple[int, int]:
         raise UserError(
             f"data.batch_size {batch_size} does not divide over the mesh's data·fsdp = {multiple} devices; "
             f"take a multiple of {multiple}"
+        )
+    if batch_size % (multiple * parts):
+        raise UserError(
+            f"optimizer.accumulate {parts} makes parts of {batch_size // parts} examples of a batch, which do "
+            f"not divide over the mesh's data·fsdp = {multiple} devices; take fewer parts"
         )
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
     rows = sorted(

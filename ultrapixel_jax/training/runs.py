@@ -45,9 +45,10 @@ def is_run(directory: str | os.PathLike[str]) -> bool:
 
 
 def one_error() -> None:
-    """Before reading a checkpoint: of damage, its readers tell only what they raise.
+    """Before reading or writing checkpoints: of damage or a full disk, Orbax tells only what it raises.
 
-    Those that were at work when one failed else write to standard error that nobody waits for them.
+    Those of its tasks that were at work when one failed else write to standard error that nobody waits for
+    them.
     """
     usual = sys.unraisablehook
 
