@@ -85,7 +85,7 @@ def share_of_batch(mesh: Mesh, batch_size: int, parts: int = 1) -> tuple[int, in
         )
     if batch_size % (multiple * parts):
         raise UserError(
-            f"optimizer.accumulate {parts} makes parts of {batch_size // parts} examples of a batch, which do "
+            f"optimizer.accumulate {parts} makes parts of {batch_size // parts} examples, which do "
             f"not divide over the mesh's data·fsdp = {multiple} devices; take fewer parts"
         )
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
