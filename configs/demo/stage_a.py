@@ -1,4 +1,4 @@
-"""The demo's stage A, from tiles of the drawn world. See `ultrapixel_jax/demo/train.py`."""
+"""The demo's stage A, from tiles of the drawn world."""
 
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.demo.config import config as demo

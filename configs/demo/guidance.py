@@ -1,0 +1,17 @@
+"""The demo's guidance networks on its frozen stage C, from cached latents of 768² and 1536² pictures.
+
+As latents these are 24×24 and 48×48: four and sixteen times the area of the base.
+"""
+
+import dataclasses
+
+from configs.demo.stage_c import config as stage_c
+from ultrapixel_jax.training.config import GuidanceTask, OptimizerConfig
+
+config = dataclasses.replace(
+    stage_c,
+    task=GuidanceTask(),
+    data=dataclasses.replace(stage_c.data, batch_size=8),
+    steps=4000,
+    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=100, schedule="cosine", ema_decay=0.998),
+)

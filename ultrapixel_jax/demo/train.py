@@ -1,0 +1,107 @@
+"""The demo cascade from nothing: every command that makes it, in order.
+
+    python -m ultrapixel_jax.demo.train WORK CHECKPOINT
+
+WORK gets datasets and runs, CHECKPOINT the finished cascade. Each step is a command of this project, printed
+before it runs; kill the program at any moment, repeat the command, and it goes on. To be run from the
+project's directory, where `train.py` and `configs/demo/` are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax.errors import UserError
+
+TILES, BASE, LARGE = 24_000, 40_000, 8_000
+"""Pictures of the three datasets."""
+
+
+def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, list[str]]]:
+    """(what it makes, command) of every step; `seed` is that of the drawn scenes."""
+
+    def at(name: str) -> str:
+        return str(work / name)
+
+    def module(name: str, *arguments: object) -> list[str]:
+        return [sys.executable, "-m", name, *map(str, arguments)]
+
+    def train(preset: str, run: str, data: str, sources: Sequence[str], *more: str) -> list[str]:
+        out = [sys.executable, "train.py", f"configs/demo/{preset}.py", "--data.path", at(data)]
+        return [*out, "--output", at(run), "--sources", *map(at, sources), *more]
+
+    def draw(name: str, count: int, *more: object) -> list[str]:
+        return module("ultrapixel_jax.demo.build", at(name), "--count", count, "--seed", seed, *more)
+
+    def cache(data: str, latents: str, sources: Sequence[str], sides: Sequence[int], without: Sequence[str]):
+        areas = ["--areas", *map(str, sides), "--ratios", "1/1", "--lr-side", "12", "--batch-size", "16"]
+        names = [at(data), *map(at, sources), at(latents)]
+        return module("ultrapixel_jax.data.cache", *names, *areas, "--without", *without)
+
+    yield "the tokenizer", module("ultrapixel_jax.demo.words", at("words"))
+    yield "tiles", draw("tiles", TILES, "--side", 384, 512, 1024, 2048, "--tile", 256)
+    yield "stage A", train("stage_a", "stage_a", "tiles", ["words"])
+    yield "stage B and the EffNet encoder", train("stage_b", "stage_b", "tiles", ["words", "stage_a"])
+    yield "pictures of the base size", draw("base", BASE, "--side", 384)
+    yield (
+        "their latents",
+        cache("base", "base_latents", ["stage_b", "words"], [384], ["clip_text", "clip_vision"]),
+    )
+    yield "stage C and the text encoder", train("stage_c", "stage_c", "base_latents", ["stage_b", "words"])
+    yield (
+        "stage B with that text encoder",
+        train("stage_b_text", "stage_b_text", "tiles", ["stage_b", "stage_c"]),
+    )
+    yield "large pictures", draw("large", LARGE, "--side", 768, 1536)
+    yield (
+        "their latents",
+        cache("large", "large_latents", ["stage_b", "stage_c"], [768, 1536], ["clip_vision"]),
+    )
+    yield "the guidance networks", train("guidance", "guidance", "large_latents", ["stage_b", "stage_c"])
+    yield "the previewer", train("previewer", "previewer", "base", ["stage_b"])
+    names = ("guidance", "previewer", "stage_b_text")  # each brings what it was trained on; the last counts
+    parts = ("clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer", "effnet_encoder")
+    gather = module("convert", *map(at, names), checkpoint, "--dtype", "bfloat16")
+    yield "the checkpoint", [*gather, *(word for part in parts for word in ("--component", part))]
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(
+        prog="python -m ultrapixel_jax.demo.train", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("work", metavar="WORK", type=Path, help="directory of datasets and runs")
+    p.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="new directory of the cascade")
+    p.add_argument("--seed", type=whole("--seed", 0, 2**32), default=1, metavar="N",
+                   help="of the drawn scenes (default: 1)")  # fmt: skip
+    p.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    return p
+
+
+def run(argv: Sequence[str] | None) -> None:
+    """Do what the command line says."""
+    o = parser().read(argv)
+    if not o.list and not Path("train.py").is_file():
+        raise UserError("no train.py here; run this from the project's directory")
+    if not o.list and o.checkpoint.exists():
+        raise UserError(f"checkpoint {o.checkpoint} exists; name a new directory")
+    for what, command in commands(o.work, o.checkpoint, o.seed):
+        print(f"# {what}\n{shlex.join(command)}", flush=True)
+        if not o.list and (code := subprocess.run(command, check=False).returncode):
+            raise UserError(f"the command for {what} ended with code {code}; repeat this one to go on")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    return exit_code(lambda: run(argv), "repeat the command to go on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
