@@ -22,8 +22,8 @@ FINE = 320
 LARGEST = 16384
 """Pixels on a side."""
 
-Field = Float32[np.ndarray, "h w"]
-Axis = Float64[np.ndarray, " n"]
+Field = Float32[np.ndarray, "#h #w"]
+Axis = Float64[np.ndarray, "..."]
 
 STRIP = 1 << 17
 """Pixels drawn at a time: few enough to stay in the cache."""
