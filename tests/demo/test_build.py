@@ -22,6 +22,10 @@ from ultrapixel_jax.errors import UserError
 SETTINGS: dict[str, Any] = {"count": 6, "size": ((64, 64),), "shard_images": 2, "quiet": True}
 
 
+def settings(**changes: Any) -> dict[str, Any]:
+    return {**SETTINGS, **changes}
+
+
 def read(path: Path, count: int, area: int = 64) -> dict[str, tuple[str, np.ndarray]]:
     """Caption and picture by id, as training sees them."""
     config = DataConfig(
@@ -57,7 +61,7 @@ def test_the_loader_reads_what_was_drawn(tmp_path):
 
 
 def test_held_out_scenes_from_another_seed_and_start(tmp_path):
-    build(str(tmp_path / "data"), split="held_out", seed=3, first=10, **(SETTINGS | {"count": 2}))
+    build(str(tmp_path / "data"), split="held_out", seed=3, first=10, **settings(count=2))
     examples = read(tmp_path / "data", 2)
     assert set(examples) == {"held_out-0000010", "held_out-0000011"}
     scene = world.sample(3, 11, "held_out")
@@ -66,7 +70,7 @@ def test_held_out_scenes_from_another_seed_and_start(tmp_path):
 
 def test_tiles_are_parts_of_pictures_of_several_sizes(tmp_path):
     sizes = (96, 96), (128, 128)
-    build(str(tmp_path / "data"), tile=64, **(SETTINGS | {"size": sizes}))
+    build(str(tmp_path / "data"), tile=64, **settings(size=sizes))
     met = set()
     for id_, (_, tile) in read(tmp_path / "data", 6).items():
         scene = world.sample(0, int(id_.split("-")[1]))
@@ -115,7 +119,7 @@ def test_worker_processes_change_nothing(tmp_path):
 def test_other_settings_are_refused_where_a_dataset_is(tmp_path):
     build(str(tmp_path / "data"), **SETTINGS)
     with pytest.raises(UserError):
-        build(str(tmp_path / "data"), **(SETTINGS | {"seed": 1}))
+        build(str(tmp_path / "data"), **settings(seed=1))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +133,7 @@ def test_other_settings_are_refused_where_a_dataset_is(tmp_path):
 )
 def test_bad_values_are_refused(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
-        build(str(tmp_path / "data"), **(SETTINGS | changes))
+        build(str(tmp_path / "data"), **settings(**changes))
 
 
 def test_command_line(tmp_path, capsys):

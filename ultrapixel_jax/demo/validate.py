@@ -83,7 +83,7 @@ def changed(scene: world.Scene, what: str, index: int) -> world.Scene:
 
 
 def validate(
-    *, count: int, size: int, blur: float = 0, noise: float = 0, seed: int = 0, quiet: bool = False
+    *, count: int, size: int, blur: float = 0.0, noise: float = 0.0, seed: int = 0, quiet: bool = False
 ) -> dict[str, float]:
     """Shares of right verdicts on `count` rendered scenes of `size` pixels, by property.
 
