@@ -69,11 +69,11 @@ def run(artist: Artist, output: Path, cases: Sequence[Case] = CASES, **changes: 
 
 
 def test_right_pictures_score_full_marks_and_wrong_ones_do_not(tmp_path):
-    good = run(Artist(), tmp_path / "good")["rows"][0]
-    assert good["pictures"] == 4 and good["size"] == [256, 256]
+    good = run(Artist(), tmp_path / "good", CASES[:2])["rows"][0]
+    assert good["pictures"] == 2 and good["size"] == [256, 256]
     for name in ("colour", "shape", "texture", "relation", "number", "all", "all_low", "layout", "contents"):
         assert good[name] == 1, name
-    half = run(Artist(wrong=[1]), tmp_path / "half")["rows"][0]
+    half = run(Artist(wrong=[1]), tmp_path / "half", CASES[:2])["rows"][0]
     assert half["all"] == half["contents"] == 0.5 and half["all_low"] == 1
 
 
@@ -128,7 +128,9 @@ def test_more_cases_go_into_the_same_directory_and_other_settings_do_not(tmp_pat
 
 
 def test_worker_processes_change_nothing(tmp_path):
-    assert run(Artist(), tmp_path / "here") == run(Artist(), tmp_path / "there", workers=1)
+    assert run(Artist(), tmp_path / "here", CASES[:2]) == run(
+        Artist(), tmp_path / "there", CASES[:2], workers=1
+    )
 
 
 def test_without_a_low_resolution_pass_nothing_is_said_of_it(tmp_path):

@@ -14,6 +14,7 @@ which is never right.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -110,6 +111,7 @@ def cielab(rgb: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n 3"]:
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
 
 
+@functools.cache
 def _palette() -> tuple[Float[np.ndarray, "k 3"], Int[np.ndarray, " k"]]:
     """Shades in CIELAB, and the index of the colour that each belongs to, −1 for backgrounds."""
     shades = [np.multiply(rgb, s) for rgb in COLOURS.values() for s in SHADES]
@@ -149,6 +151,8 @@ def _regions(labels: Int[np.ndarray, "h w"]) -> list[Mask]:
     cores = np.zeros(padded.shape, np.int32)
     colours: list[int] = []
     for colour in range(len(COLOURS)):
+        if np.count_nonzero(padded == colour) < SMALLEST * SIDE**2 / 2:
+            continue
         mask = ndimage.binary_closing(padded == colour, _disc(SPECK))
         mask = ndimage.binary_opening(mask, _disc(SPECK))
         parts, number = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
