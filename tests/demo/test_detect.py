@@ -111,6 +111,25 @@ def test_swapped_objects_and_swapped_colours_are_wrong():
     assert verdict.shape and verdict.texture and not verdict.colour
 
 
+def test_a_relation_counts_between_the_objects_that_are_meant():
+    a = Object("red", "circle", "plain", 0.25, 0.5, 0.35)
+    b = Object("blue", "star", "dots", 0.75, 0.5, 0.35)
+    told = Scene((a, b), "left of", PLAIN)
+    left = Found("red", "circle", "plain", 0.25, 0.5, 0.35)
+    right = Found("blue", "star", "dots", 0.75, 0.5, 0.35)
+    assert compare(told, [right, left]).relation
+    assert compare(told, [dataclasses.replace(left, colour="pink"), right]).relation
+    # The right pair is in the wrong order, and any other two are in the right one.
+    others = [Found("green", UNCLEAR, "plain", x, 0.2, 0.1) for x in (0.1, 0.5, 0.9)]
+    swapped = [dataclasses.replace(left, x=0.75), dataclasses.replace(right, x=0.25)]
+    assert compare(told, [*others, *swapped]).relation is False
+    assert compare(told, others).relation is False
+    assert (
+        compare(told, [dataclasses.replace(f, colour="pink", shape=UNCLEAR) for f in (left, right)]).relation
+        is False
+    )
+
+
 def test_relations():
     def at(x: float, y: float, outer: int | None = None) -> Found:
         return Found("red", "circle", "plain", x, y, 0.3, outer=outer)

@@ -87,7 +87,7 @@ class Verdict:
     shape: bool
     texture: bool
     relation: bool | None
-    """None for scenes of one object."""
+    """Of objects that have their colour or their shape, at least. None for scenes of one object."""
     number: bool
     """As many objects as in the scene."""
 
@@ -398,21 +398,22 @@ def relation(found: Sequence[Found]) -> Relation:
 def compare(scene: Scene, found: Sequence[Found]) -> Verdict:
     """Hold what was found against a scene.
 
-    Its objects are matched with found ones so that as much as possible is right.
+    Its objects are matched with found ones so that as many of their properties as possible are right.
     """
     wanted = scene.objects
     number = len(found) == len(wanted)
-    best, most = Verdict(False, False, False, None if scene.relation is None else False, number), -1
+    best, most = Verdict(False, False, False, None if scene.relation is None else False, number), (-1, False)
     for some in itertools.permutations(found, len(wanted)):
         right = {
             name: [getattr(o, name) == getattr(f, name) for o, f in zip(wanted, some)]
             for name in ("colour", "shape", "texture")
         }
-        related = None if scene.relation is None else relation(some) == scene.relation
-        points = sum(sum(values) for values in right.values()) + bool(related)
+        known = all(colour or shape for colour, shape in zip(right["colour"], right["shape"]))
+        related = None if scene.relation is None else known and relation(some) == scene.relation
+        points = sum(sum(values) for values in right.values()), bool(related)
         if points > most:
+            most = points
             best = Verdict(
                 **{name: all(values) for name, values in right.items()}, relation=related, number=number
             )
-            most = points
     return best
