@@ -57,9 +57,8 @@ class Artist:
             self.drawn.append(case.name)
             shown = case.scene + 10 if case.scene in self.wrong else case.scene
             picture = render(world.sample(0, shown, "held_out"), *case.size)
-            out.append(
-                Drawn(picture, render(world.sample(0, case.scene, "held_out"), *SMALL) if self.low else None)
-            )
+            low = render(world.sample(0, case.scene, "held_out"), *SMALL) if self.low else None
+            out.append(Drawn(picture, low, SMALL))
         return out
 
 
@@ -134,27 +133,29 @@ def test_worker_processes_change_nothing(tmp_path):
 
 
 def test_without_a_low_resolution_pass_nothing_is_said_of_it(tmp_path):
-    rows = run(Artist(low=False), tmp_path, CASES[:1])["rows"]
-    assert (
-        rows[0]["all"] == 1
-        and rows[0]["layout"] is rows[0]["all_low"] is rows[0]["sharpness"]["edges"] is None
-    )
+    rows = run(Artist(low=False), tmp_path, [Case((512, 512), 0, 0)])["rows"]
+    assert rows[0]["all"] == 1 and rows[0]["sharpness"]["edges"] > 5
+    assert rows[0]["layout"] is rows[0]["all_low"] is rows[0]["sharpness_low"]["edges"] is None
     assert "| – | – | – |" in markdown(rows)
 
 
 def test_sharpness_is_that_of_the_picture_against_the_enlarged_one():
     scene = world.sample(0, 0, "held_out")
     small, large = render(scene, *SMALL), render(scene, 512, 512)
-    line = judge(scene, Drawn(large, small))
+    line = judge(scene, Drawn(large, small, SMALL))
     assert line["sharpness"]["edges"] > 2 * line["sharpness_low"]["edges"]
     assert line["sharpness"]["edges"] == pytest.approx(line["sharpness_drawn"]["edges"], rel=0.2)
     json.dumps(line, allow_nan=False)
 
 
 def test_rows_are_means_over_what_is_known():
-    line = dict.fromkeys(("colour", "shape", "texture", "number", "all"), True)
-    known = row([{**line, "relation": None}, {**line, "relation": False, "all": False, "layout": True}])
+    nothing = {"edges": None, "textures": None, "width": None}
+    line: dict[str, Any] = dict.fromkeys(("colour", "shape", "texture", "number", "all"), True)
+    line |= {"sharpness": nothing, "sharpness_drawn": {**nothing, "edges": 2.0}}
+    other = {**line, "all": False, "layout": True, "sharpness": {**nothing, "width": 3.0}}
+    known = row([{**line, "relation": None}, {**other, "relation": False}])
     assert (known["relation"], known["all"], known["layout"]) == (0, 0.5, 1)
+    assert known["sharpness"] == {**nothing, "width": 3} and known["sharpness_drawn"]["edges"] == 2
     assert row([{**line, "relation": None}])["relation"] is None
 
 
@@ -184,7 +185,7 @@ GUIDED = dataclasses.replace(placeholder, guidance=dataclasses.replace(placehold
 def test_the_cascade_draws_batches_and_its_low_resolution_pass():
     cascade = Cascade.load(None, config=GUIDED)
     one, one_b = DiffusionConfig(steps=1), DiffusionConfig(steps=1, cfg=1.1)
-    draw = drawing(cascade, stage_c=one, stage_b=one_b, batch_size=2)
+    draw = drawing(cascade, stage_c=one, stage_b=one_b, lr_side=8, batch_size=2)
     cases, size = CASES[:2], (256, 264)
     first = draw([Case(size, c.scene, c.number) for c in cases], ["a red circle", "a blue star"])
     assert [pair.image.shape for pair in first] == [(*size, 3)] * 2
@@ -195,6 +196,7 @@ def test_the_cascade_draws_batches_and_its_low_resolution_pass():
     np.testing.assert_array_equal(alone.image, first[1].image)
     assert alone.low is not None and first[1].low is not None
     np.testing.assert_array_equal(alone.low, first[1].low)
+    assert alone.lr == low
 
 
 class FakeCascade:
@@ -250,10 +252,13 @@ def test_a_low_resolution_picture_that_is_too_small_is_refused(fake):
 
 
 def test_guidance_for_a_model_without_is_refused(fake, monkeypatch):
-    unguided = SimpleNamespace(config=dataclasses.replace(GUIDED, guidance=None))
+    unguided = SimpleNamespace(config=dataclasses.replace(GUIDED, guidance=None), identity="fake")
     monkeypatch.setattr(fake, "load", lambda *args, **settings: unguided)
     with pytest.raises(UserError, match="has no guidance"):
         module._load(options("--guidance", "0.5"))
+    for arguments in ([], ["--guidance", "off"]):
+        settings = module._load(parser().read(["model", "out", *arguments]))[1]
+        assert (settings["guidance"], settings["lr_side"]) == ("off", 16)  # the demo's own
 
 
 def test_command_line(fake, monkeypatch, tmp_path, capsys):

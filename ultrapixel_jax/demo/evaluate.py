@@ -28,17 +28,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ultrapixel_jax.config import DTYPES, MAX_STEPS, check_dtype
+from ultrapixel_jax.config import DTYPES, MAX_STEPS, GuidanceConfig, check_dtype
 from ultrapixel_jax.data.build import Parser, exit_code, whole
 from ultrapixel_jax.demo import world
 from ultrapixel_jax.demo.build import VERSION
 from ultrapixel_jax.demo.captions import plain_caption
+from ultrapixel_jax.demo.config import config as demo
 from ultrapixel_jax.demo.detect import SIDE
 from ultrapixel_jax.demo.scores import Drawn, judge, markdown, row
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sizes import (
     HW,
-    LR_SIDE,
     Bucket,
     check_size,
     lr_latent,
@@ -252,29 +252,25 @@ def _keep(output: Path, case: Case, drawn: Drawn) -> None:
 # ---------------------------------------------------------------------------- the cascade
 
 
-def drawing(cascade: Cascade, *, stage_c: Any, stage_b: Any, batch_size: int) -> Draw:
-    """What `cascade` draws, with its low-resolution pass decoded by stages B and A as well."""
+def drawing(cascade: Cascade, *, stage_c: Any, stage_b: Any, lr_side: int, batch_size: int) -> Draw:
+    """What `cascade` draws, with its low-resolution pass, if any, decoded by stages B and A as well."""
     from ultrapixel_jax.requests import Request
-
-    guidance = cascade.config.guidance
 
     def draw(cases: Sequence[Case], captions: Sequence[str]) -> list[Drawn]:
         height, width = cases[0].size
-        side = LR_SIDE if guidance is None else guidance.lr_side
         requests = [
-            Request(caption, "", case.seed, height, width, stage_c, stage_b, side)
+            Request(caption, "", case.seed, height, width, stage_c, stage_b, lr_side)
             for case, caption in zip(cases, captions)
         ]
         bucket = requests[0].bucket
         results = cascade.generate(requests, bucket=bucket, batch_size=batch_size, preview=False)
-        if guidance is None:
-            return [Drawn(result.image, None) for result in results]
-        low = low_bucket(height, width, guidance.lr_side)
+        low = low_bucket(height, width, lr_side)
+        if cascade.config.guidance is None:
+            return [Drawn(result.image, None, low.pixels) for result in results]
         filled = [*range(len(results)), *[0] * (batch_size - len(results))]  # one compiled program for all
         latent = np.stack([results[i].latents["stage_c_low"] for i in filled])
         pictures = cascade.decode([requests[i] for i in filled], low, latent)
-        h, w = low.pixels
-        return [Drawn(result.image, picture[:h, :w]) for result, picture in zip(results, pictures)]
+        return [Drawn(result.image, picture, low.pixels) for result, picture in zip(results, pictures)]
 
     return draw
 
@@ -297,20 +293,18 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
     settings = {"dtype": options.dtype, "ema": not options.no_ema}
     cascade = Cascade.load(options.checkpoint, **settings)
     config = cascade.config
-    if options.guidance is not None:
-        if config.guidance is None:
-            raise UserError(f"{options.checkpoint} has no guidance; leave out --guidance")
+    lr_side = (config.guidance or demo.guidance or GuidanceConfig()).lr_side
+    if options.guidance is not None and config.guidance is None and options.guidance != "off":
+        raise UserError(f"{options.checkpoint} has no guidance; leave out --guidance")
+    if options.guidance is not None and config.guidance is not None:
         guidance = None if options.guidance == "off" else dataclasses.replace(
             config.guidance, timestep=options.guidance
         )  # fmt: skip
         config = dataclasses.replace(config, guidance=guidance)
         cascade = Cascade.load(options.checkpoint, config=config, **settings)
-    if config.guidance is not None:
-        for height, width in options.sizes:
-            if min(lr_pixels(height, width, config.guidance.lr_side)) < SIDE:
-                raise UserError(
-                    f"size {height}x{width}: its low-resolution picture is too small to detect in"
-                )
+    for height, width in options.sizes:
+        if min(lr_pixels(height, width, lr_side)) < SIDE:
+            raise UserError(f"size {height}x{width}: its low-resolution picture is too small to detect in")
     for stage, suffix in (("sampling_c", ""), ("sampling_b", "_b")):
         given = {name: getattr(options, name + suffix) for name in ("steps", "cfg")}
         given = {name: value for name, value in given.items() if value is not None}
@@ -320,6 +314,7 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
         **settings,
         "checkpoint": cascade.identity,
         "config": config_identity(config),
+        "lr_side": lr_side,
         "guidance": "off" if config.guidance is None else config.guidance.timestep,
         "stage_c": to_dict(config.sampling_c),
         "stage_b": to_dict(config.sampling_b),
@@ -412,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cascade, settings = _load(options)
         draw = drawing(
             cascade, stage_c=cascade.config.sampling_c, stage_b=cascade.config.sampling_b,
-            batch_size=options.batch_size,
+            lr_side=settings["lr_side"], batch_size=options.batch_size,
         )  # fmt: skip
         sizes = dict.fromkeys(options.sizes)
         cases = [

@@ -29,6 +29,8 @@ class Drawn(NamedTuple):
     """RGB, uint8."""
     low: np.ndarray | None
     """The low-resolution pass's picture; None where there is no such pass."""
+    lr: tuple[int, int]
+    """Height and width of the low-resolution picture, with or without such a pass."""
 
 
 # ---------------------------------------------------------------------------- one picture
@@ -37,24 +39,25 @@ class Drawn(NamedTuple):
 def judge(scene: world.Scene, drawn: Drawn) -> dict[str, Any]:
     """Everything that is measured of one picture, JSON-able."""
     found = detect(drawn.image)
-    height, width = drawn.image.shape[:2]
+    size: tuple[int, int] = drawn.image.shape[:2]
+
+    def measured(image: np.ndarray, objects: Sequence[Found] | Sequence[world.Object]) -> dict[str, Any]:
+        return dataclasses.asdict(sharpness(image, objects, drawn.lr))
+
     line: dict[str, Any] = {
         "caption": plain_caption(scene),
         **_verdict(scene, found),
         "found": [dataclasses.asdict(f) for f in found],
+        "sharpness": measured(drawn.image, found),
+        "sharpness_drawn": measured(render(scene, *size), scene.objects),
     }
     if drawn.low is not None:
-        low_found = detect(drawn.low)
-        lr = drawn.low.shape[:2]
+        low = detect(drawn.low)
         line |= {
-            "low": {**_verdict(scene, low_found), "found": [dataclasses.asdict(f) for f in low_found]},
-            "layout": same_layout(low_found, found),
-            "contents": same_contents(low_found, found),
-            "sharpness": dataclasses.asdict(sharpness(drawn.image, found, lr)),
-            "sharpness_low": dataclasses.asdict(
-                sharpness(enlarge(drawn.low, (height, width)), low_found, lr)
-            ),
-            "sharpness_drawn": dataclasses.asdict(sharpness(render(scene, height, width), scene.objects, lr)),
+            "low": {**_verdict(scene, low), "found": [dataclasses.asdict(f) for f in low]},
+            "layout": same_layout(low, found),
+            "contents": same_contents(low, found),
+            "sharpness_low": measured(enlarge(drawn.low, size), low),
         }
     return line
 
