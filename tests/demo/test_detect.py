@@ -150,6 +150,13 @@ def test_an_inner_object_that_cuts_the_outer_one_apart_leaves_one_outer_object()
     assert compare(told, detect(render(told, 512, 512))).all
 
 
+def test_a_rim_in_mixed_colours_is_no_object():
+    told = world.sample(2, 212)
+    found = detect(degrade(render(told, 512, 512), 3.0, 10.0, 212))
+    assert [o.colour for o in told.objects] == ["purple", "red"] and len(found) == 2
+    assert compare(told, found).all
+
+
 def test_pictures_without_objects():
     for value in (255, 200, 150):
         assert detect(np.full((300, 256, 3), value, np.uint8)) == []

@@ -39,6 +39,8 @@ GREYS = (1.02, 0.94, 0.86, 0.78, 0.7, 0.6, 0.5)
 """Of the background's tones."""
 SMALLEST = 0.01
 """Area of the smallest object, in squares of the shorter side. The world's smallest has 0.025."""
+THINNEST = 0.02
+"""Radius of a disc that fits into every object, in shorter sides; the world's have 0.04. A rim has less."""
 SPECK = 2
 """Radius in working pixels of what is too thin to be an object."""
 MOST = 6
@@ -156,9 +158,11 @@ def _regions(labels: Int[np.ndarray, "h w"]) -> list[Mask]:
         mask = ndimage.binary_closing(padded == colour, _disc(SPECK))
         mask = ndimage.binary_opening(mask, _disc(SPECK))
         parts, number = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
+        depths = ndimage.distance_transform_edt(mask)
+        deepest = ndimage.maximum(depths, parts, range(number + 1))
         areas = np.bincount(parts.ravel())
         for part in range(1, number + 1):
-            if areas[part] >= SMALLEST * SIDE**2:
+            if areas[part] >= SMALLEST * SIDE**2 and deepest[part] >= THINNEST * SIDE:
                 colours.append(colour)
                 cores[(parts == part) & (cores == 0)] = len(colours)
     # What else is coloured (thin tips, mixed pixels of edges) belongs to the nearest of these, if it is near.
