@@ -1,8 +1,14 @@
-"""Every test sees 8 virtual CPU devices; implicit rank promotion is an error."""
+"""Every test sees 8 virtual CPU devices; implicit rank promotion is an error.
+
+Most of the time goes into compiling, and tests compile many programs in common, so all processes of a run
+share a cache of compiled programs, which is new for each run.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -12,6 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # convert/, configs/ and the scripts are used from the checkout
     sys.path.insert(0, str(ROOT))
 
+COMPILED = (
+    tempfile.TemporaryDirectory(prefix="compiled-") if "PYTEST_XDIST_WORKER" not in os.environ else None
+)
+if COMPILED is not None:  # workers and child processes inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

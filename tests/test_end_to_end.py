@@ -112,7 +112,7 @@ def test_checkpoint_without_a_component(tmp_path, capsys):
     assert convert([str(source), str(tmp_path / "c")]) == 0
     capsys.readouterr()
     line = fails(capsys, run(tmp_path / "c", "--prompt", "a", "--output", str(tmp_path / "out")))
-    assert "has no clip_text" in line
+    assert "needs clip_text, stage_b, stage_a" in line and "have stage_c" in line
 
 
 def test_export_gives_the_same_files(checkpoint, tmp_path):

@@ -199,8 +199,11 @@ def depthwise(
     return total.astype(x.dtype)
 
 
-def _taps(padded: Array, kernel: Array, size: tuple[int, int], stride: int = 1) -> Array:
-    """Sum over the kernel's taps of shifted maps times their weights, in float32."""
+def _taps(padded: Array, kernel: Array, size: tuple[Any, Any], stride: int = 1) -> Array:
+    """Sum over the kernel's taps of shifted maps times their weights, in float32.
+
+    `size` is that of the output; its sides may be symbols (`jax.export`).
+    """
     b, _, _, c = padded.shape
     h, w = size
     total = jnp.zeros((b, h, w, c), jnp.float32)

@@ -1,0 +1,468 @@
+"""What sampling costs on this machine, by component and size: time, TFLOP/s, utilisation, memory.
+
+    python -m benchmarks.sampling [COMPONENT ...] [--config configs/lite.py] [--sizes 1024x1024 2048x2048]
+        [--dtype bfloat16] [--repeat 5] [--no-torch] [--json FILE]
+
+Without COMPONENT, all of `COMPONENTS` are measured. Weights and inputs are random: their values do not change
+the time. Every component at every size runs in a process of its own, and gives the median of the runs after
+the first. Operations are counted from shapes (`ultrapixel_jax.flops`); the utilisation is relative to the
+rate of a square matrix product, measured in the same process. A step is what classifier-free guidance takes:
+two passes, as one batch of two.
+
+Where torch, diffusers and transformers are installed, their implementation runs on the same weights and
+inputs, alternating with this one, with as many threads, in whichever of torch's two memory layouts is faster
+there; the last columns give its time, the ratio (below 1: this project is faster), and the largest difference
+of the outputs relative to the largest value. On other devices than CPUs torch is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sizes import Bucket, parse_size
+
+COMPONENTS = {
+    "clip": "text encoder, prompt and negative prompt",
+    "c-low": "step of stage C's low-resolution pass",
+    "c-high": "step of stage C at full size, guided",
+    "c-plain": "step of stage C at full size, without guidance",
+    "prepare": "guidance upsampled to full size, once per picture",
+    "b": "step of stage B",
+    "a": "stage A's decoder, whole",
+    "a-tiled": "stage A's decoder, tile by tile",
+    "image": "a whole picture of 20 + 20 + 10 steps",
+}
+SIZELESS = ("clip", "c-low")
+"""The same at every square size."""
+COLUMNS = (
+    ("name", "component"), ("size", "picture"), ("latent", "latent"), ("batch", "batch"), ("dtype", "dtype"),
+    ("seconds", "time, s"), ("tflops", "TFLOP/s"), ("matmul_tflops", "matrix product, TFLOP/s"),
+    ("utilisation", "utilisation"), ("peak_gb", "peak, GB"), ("temporaries_gb", "temporaries, GB"),
+    ("compile_s", "compile, s"), ("cached_s", "from cache, s"),
+    ("torch_s", "PyTorch, s"), ("ratio", "ratio"), ("difference", "difference"),
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Case:
+    """One component at one size, ready to be compiled."""
+
+    function: Callable[..., Any]
+    """What is jitted, of (variables, *inputs)."""
+    variables: Any
+    inputs: tuple[Any, ...]
+    operations: int
+    latent: tuple[int, int]
+    batch: int
+    torch: Callable[[bool], Any] | None = None
+    """The same in torch, maps in memory channels last or not; gives what `function` gives, as numpy."""
+
+
+def build(name: str, config: Any, size: tuple[int, int], dtype: str, torch: bool) -> Case:
+    """The case of component `name` for a picture of `size`."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ultrapixel_jax import components, flops, sizes
+    from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
+    from ultrapixel_jax.models.clip_text import ClipText
+    from ultrapixel_jax.models.guidance import Guidance
+    from ultrapixel_jax.models.stage_a import StageA
+    from ultrapixel_jax.models.stage_b import StageB
+    from ultrapixel_jax.models.stage_c import PLACES, StageC
+
+    kind = jnp.dtype(dtype)
+    guidance = config.guidance
+    bucket = Bucket.of(*size, *([guidance.lr_side] if guidance else []))
+    random = np.random.default_rng(0)
+
+    def values(*shape: int, of: Any = None) -> Any:
+        return jnp.asarray(random.standard_normal(shape, np.float32), of or kind)
+
+    def other(x: Any) -> Any:
+        """`x` as a tensor of torch; a map is one of both of torch's layouts, by `channels_last`."""
+        import torch as t
+
+        tensor = t.from_numpy(np.asarray(x, np.float32)).to(getattr(t, str(x.dtype)))
+        if x.ndim != 4:
+            return tensor
+        tensor = tensor.permute(0, 3, 1, 2)
+        return {True: tensor, False: tensor.contiguous()}
+
+    def weights(part: str, model: Any, of: Any) -> Any:
+        part_config = getattr(config, part)
+        if model is not None:
+            from benchmarks import torch_models
+
+            return torch_models.variables(part, part_config, model, of)
+        make = jax.jit(lambda key: components.initialise(part, part_config, key, of))
+        return make(jax.random.key(0))
+
+    def reference(make: str, part: str) -> Any:
+        if not torch:
+            return None
+        from benchmarks import torch_models
+
+        model = getattr(torch_models, make)(getattr(config, part))
+        return model if part == "stage_a" else model.to(getattr(torch_models.torch, dtype))
+
+    def to_numpy(x: Any) -> Any:
+        return x.float().permute(0, 2, 3, 1).numpy() if x.ndim == 4 else x.float().numpy()
+
+    if name == "clip":
+        c = config.clip_text
+        model = reference("clip", "clip_text")
+        ids = random.integers(0, c.vocab_size - 1, (2, c.positions))
+        ids[:, -1] = c.vocab_size - 1
+        mask = np.ones_like(ids)
+        clip = ClipText(c, dtype=kind, param_dtype=kind)
+        run = None
+        if model is not None:
+            import torch as t
+
+            run = lambda last: model(input_ids=t.from_numpy(ids)).text_embeds.float().numpy()  # noqa: E731
+        return Case(
+            lambda v, ids, mask: clip.apply(v, ids, mask)[1],
+            weights("clip_text", model, kind), (jnp.asarray(ids, jnp.int32), jnp.asarray(mask, jnp.int32)),
+            flops.clip_text_flops(c, 2), (1, c.positions), 2, run,
+        )  # fmt: skip
+    if name in ("c-low", "c-high", "c-plain", "prepare"):
+        c = config.stage_c
+        latent = bucket.lr if name == "c-low" else bucket.hr
+        model = reference("unet", "stage_c") if name in ("c-low", "c-plain") else None
+        guided = name in ("c-high", "prepare")
+        if guided and guidance is None:
+            raise UserError(f"{name} needs a configuration with guidance networks")
+        g = Guidance(guidance, kind) if guided and guidance else None
+        made = {"c": weights("stage_c", model, kind) if name != "prepare" else None}
+        if guided:
+            made["g"] = weights("guidance", None, kind)
+
+        def stage_c(v: Any) -> StageCModel:
+            return StageCModel(StageC(c, kind), v["c"], g, v.get("g"), kind)
+
+        tokens = config.clip_text.positions
+        text, pooled = values(2, tokens, c.c_clip_text), values(2, c.c_clip_text_pooled)
+        image = jnp.zeros((2, c.c_clip_img), kind)
+        x, r = values(2, *latent, c.c_latent), jnp.asarray([0.6, 0.6], jnp.float32)
+        widths = [level.channels for level in c.levels]
+        operations = flops.stage_c_flops(c, latent, 2, tokens)
+        lr = {p: values(1, *bucket.lr, w) for p, w in zip(PLACES, widths + widths[::-1], strict=True)}
+        if name == "prepare":
+            assert guidance is not None
+            return Case(
+                lambda v, f: stage_c(v).prepare(f, latent), made, (lr,),
+                flops.guidance_prepare_flops(guidance, bucket.lr, bucket.hr), latent, 1,
+            )  # fmt: skip
+        condition = jax.jit(lambda v, p: stage_c(v).condition(p))
+        conditioning = jax.block_until_ready(condition(made, Prompts(text, pooled, image)))
+        if not guided:
+            run = None
+            if model is not None:
+                maps, r_torch = other(x), other(r)
+                more = {
+                    "clip_text_pooled": other(pooled)[:, None], "clip_text": other(text),
+                    "clip_img": other(image)[:, None],
+                }  # fmt: skip
+                run = lambda last: to_numpy(model(maps[last], r_torch, **more).sample)  # noqa: E731
+            return Case(
+                lambda v, x, r, k: stage_c(v).denoise(x, r, k).epsilon, made, (x, r, conditioning),
+                operations, latent, 2, run,
+            )  # fmt: skip
+        assert guidance is not None
+        once = jax.jit(lambda v, f: stage_c(v).prepare(f, latent))
+        prepared = jax.tree.map(lambda y: jnp.concatenate([y, y]), once(made, lr))
+        scale = ScaleInputs(jnp.float32(sizes.scale(*bucket.hr)), jnp.float32(1))
+        return Case(
+            lambda v, x, r, k, p, s: stage_c(v).denoise(x, r, k, p, s).epsilon, made,
+            (x, r, conditioning, prepared, scale),
+            operations + flops.guidance_fuse_flops(guidance, latent, 2), latent, 2,
+        )  # fmt: skip
+    if name == "b":
+        c = config.stage_b
+        model, latent = reference("unet", "stage_b"), bucket.stage_b
+        v = weights("stage_b", model, kind)
+        stage_b = StageB(c, kind)
+        pooled, effnet = values(2, c.c_clip), values(2, *bucket.hr, c.c_effnet)
+        x, r = values(2, *latent, c.c_latent), jnp.asarray([0.6, 0.6], jnp.float32)
+        condition = jax.jit(lambda v, p, e: stage_b.apply(v, p, e, latent, method="condition"))
+        conditioning = jax.block_until_ready(condition(v, pooled, effnet))
+        run = None
+        if model is not None:
+            maps, effnets, r_torch, vector = other(x), other(effnet), other(r), other(pooled)[:, None]
+            run = lambda last: to_numpy(  # noqa: E731
+                model(maps[last], r_torch, clip_text_pooled=vector, effnet=effnets[last]).sample
+            )
+        return Case(
+            stage_b.apply, v, (x, r, conditioning),
+            flops.stage_b_flops(c, latent, 2), latent, 2, run,
+        )  # fmt: skip
+    c, latent = config.stage_a, bucket.stage_b  # float32 whatever the dtype, as in sampling
+    model = reference("paella", "stage_a")
+    z = values(1, *latent, c.c_latent, of=jnp.float32)
+    stage_a = StageA(c)
+    run = None
+    if model is not None:
+        maps = {last: latent * c.scale_factor for last, latent in other(z).items()}
+        run = lambda last: to_numpy(model.decode(maps[last]).sample)  # noqa: E731
+    return Case(
+        lambda v, z: stage_a.apply(v, z, method="decode"), weights("stage_a", model, jnp.float32), (z,),
+        flops.stage_a_decode_flops(c, latent), latent, 1, run,
+    )  # fmt: skip
+
+
+def measure(o: argparse.Namespace, name: str, size: tuple[int, int]) -> dict[str, Any]:
+    """Compile and run one component in this process."""
+    import jax
+    import numpy as np
+
+    from ultrapixel_jax import report
+    from ultrapixel_jax.config import load_config
+
+    config = load_config(o.config)
+    jax.config.update("jax_enable_compilation_cache", False)
+    row: dict[str, Any] = {
+        "name": name, "size": f"{size[0]}x{size[1]}", "dtype": o.dtype, "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind, "config": str(o.config),
+    }  # fmt: skip
+    if name == "image":
+        return row | whole_picture(config, size, o.dtype, o.repeat)
+    use_torch = o.torch and jax.default_backend() == "cpu"
+    case = build("a" if name == "a-tiled" else name, config, size, o.dtype, use_torch)
+    if name.startswith("a"):
+        row["dtype"] = "float32"
+    row |= {"latent": f"{case.latent[0]}x{case.latent[1]}", "batch": case.batch}
+    if name == "a-tiled":
+        from ultrapixel_jax.tiling import decode_tiled, halo_for, tile_for_budget
+
+        decode, halo = jax.jit(case.function), halo_for(config.stage_a)
+        tile = tile_for_budget(4 * 10**9, config.stage_a, "float32")
+
+        def run() -> Any:
+            return decode_tiled(lambda z: decode(case.variables, z), case.inputs[0], tile, halo)
+
+        run()
+    else:
+        lowered = jax.jit(case.function).lower(case.variables, *case.inputs)
+        began = time.perf_counter()
+        compiled = lowered.compile()
+        row["compile_s"] = time.perf_counter() - began
+        row["cached_s"] = from_cache(case)
+        memory: Any = compiled.memory_analysis()
+        row["temporaries_gb"] = memory.temp_size_in_bytes / 1e9
+
+        def run() -> Any:
+            return jax.block_until_ready(compiled(case.variables, *case.inputs))
+
+    result = run()
+    row["peak_gb"] = (report.peak_bytes() or 0) / 1e9
+    reference = None if case.torch is None else faster_layout(case.torch)
+    times, theirs = [], []
+    expected: Any = None
+    for _ in range(o.repeat):
+        times.append(timed(run)[0])
+        if reference is not None:
+            seconds, expected = timed(reference)
+            theirs.append(seconds)
+    seconds = float(np.median(times))
+    rate = report.matmul_rate(row["dtype"])
+    row |= {
+        "seconds": seconds, "tflops": case.operations / seconds / 1e12, "matmul_tflops": rate / 1e12,
+        "utilisation": case.operations / seconds / rate,
+    }  # fmt: skip
+    if theirs:
+        found = np.asarray(result, np.float32)
+        row["torch_s"] = float(np.median(theirs))
+        row["ratio"] = seconds / row["torch_s"]
+        row["difference"] = float(np.abs(found - expected).max() / np.abs(expected).max())
+    return row
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """(seconds, what it gave)."""
+    began = time.perf_counter()
+    result = run()
+    return time.perf_counter() - began, result
+
+
+def faster_layout(reference: Callable[[bool], Any]) -> Callable[[], Any]:
+    """`reference` in torch's faster memory layout here, with a thread for every core."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+
+    def run(channels_last: bool) -> Any:
+        with torch.inference_mode():
+            return reference(channels_last)
+
+    seconds = {}
+    for channels_last in (False, True):
+        run(channels_last)
+        seconds[channels_last] = timed(lambda last=channels_last: run(last))[0]
+    return lambda: run(seconds[True] < seconds[False])
+
+
+def from_cache(case: Case) -> float:
+    """Seconds until the program is ready where the compilation cache has it."""
+    import jax
+
+    from ultrapixel_jax import compilation_cache
+
+    with tempfile.TemporaryDirectory() as directory:
+        compilation_cache.use(Path(directory))
+        jax.config.update("jax_enable_compilation_cache", True)
+        try:
+            jax.jit(case.function).lower(case.variables, *case.inputs).compile()
+            jax.clear_caches()  # the ones in memory; the same function would not be compiled again
+            lowered = jax.jit(case.function).lower(case.variables, *case.inputs)
+            return timed(lowered.compile)[0]
+        finally:
+            jax.config.update("jax_enable_compilation_cache", False)
+
+
+def whole_picture(config: Any, size: tuple[int, int], dtype: str, repeat: int) -> dict[str, Any]:
+    """A picture by the real pipeline, with random weights."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ultrapixel_jax import components, flops, report
+    from ultrapixel_jax.pipeline import Cascade
+    from ultrapixel_jax.report import Report
+    from ultrapixel_jax.requests import Request
+    from ultrapixel_jax.tokenizer import BYTE_TOKENIZER, Tokenizer
+    from ultrapixel_jax.weights import Weights
+
+    parts = ["clip_text", "stage_c", "stage_b", "stage_a"] + (["guidance"] if config.guidance else [])
+    variables = {
+        part: jax.jit(
+            lambda key, part=part: components.initialise(
+                part, getattr(config, part), key,
+                jnp.float32 if part == "stage_a" else jnp.dtype(dtype),
+            )
+        )(jax.random.key(0))
+        for part in parts
+    }  # fmt: skip
+    stages = Report()
+    weights = Weights(config=config, variables=variables, tokenizer=BYTE_TOKENIZER, identity="random")
+    tokenizer = Tokenizer(weights.tokenizer, config.clip_text.positions)
+    cascade = Cascade(weights, tokenizer, dtype=dtype, mesh=None, report=stages)
+    bucket = Bucket.of(*size, *([config.guidance.lr_side] if config.guidance else []))
+    request = Request("a lighthouse", "", 0, *size, stage_c=config.sampling_c, stage_b=config.sampling_b)
+    settings = {"bucket": bucket, "batch_size": 1, "preview": False}
+    times = []
+    for i in range(repeat + 1):
+        if i == 1:
+            cascade.report = stages = Report()  # without the compilations
+        times.append(timed(lambda: cascade.generate([request], **settings))[0])
+    done = flops.sampling_flops(
+        config.stage_c, config.guidance, config.stage_b, config.stage_a, config.clip_text,
+        hr=bucket.hr, lr=bucket.lr, latent_b=bucket.stage_b,
+    )  # fmt: skip
+    seconds, rate = float(np.median(times[1:])), report.matmul_rate(dtype)
+    operations = sum(done.values())
+    return {
+        "latent": f"{bucket.hr[0]}x{bucket.hr[1]}", "batch": 1, "seconds": seconds,
+        "tflops": operations / seconds / 1e12, "matmul_tflops": rate / 1e12,
+        "utilisation": operations / seconds / rate, "peak_gb": (report.peak_bytes() or 0) / 1e9,
+        "stages": {name: spent / repeat for name, spent, _ in stages.rows()},
+    }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown of the measured rows."""
+
+    def cell(row: dict[str, Any], key: str) -> str:
+        value = row.get(key)
+        if value is None:
+            return "–"
+        if key == "utilisation":
+            return f"{value:.0%}"
+        if key == "difference":
+            return f"{value:.0e}"
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    columns = [(key, title) for key, title in COLUMNS if any(row.get(key) is not None for row in rows)]
+    lines = ["| " + " | ".join(title for _, title in columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(lines + ["| " + " | ".join(cell(row, key) for key, _ in columns) + " |" for row in rows])
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(
+        prog="python -m benchmarks.sampling", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"  {name:8} {what}" for name, what in COMPONENTS.items()),
+    )  # fmt: skip
+    p.add_argument("names", nargs="*", metavar="COMPONENT", help="see below; default: all")
+    p.add_argument("--config", type=Path, default=Path("configs/lite.py"), metavar="FILE",
+                   help="sizes of the networks (default: configs/lite.py)")  # fmt: skip
+    p.add_argument("--sizes", nargs="+", default=["1024x1024"], metavar="HEIGHTxWIDTH", help="of pictures")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    p.add_argument("--repeat", type=whole("--repeat", 1, 10_000), default=5, metavar="N",
+                   help="runs that are timed, after one more (default: 5)")  # fmt: skip
+    p.add_argument("--no-torch", dest="torch", action="store_false", help="leave PyTorch out")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    p.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process, as JSON
+    return p
+
+
+def run(argv: list[str]) -> None:
+    """Do what the command line says."""
+    o = parser().read(argv)
+    for name in o.names:
+        if name not in COMPONENTS:
+            raise UserError(f"component {name!r:.80} is not known; known are {', '.join(COMPONENTS)}")
+    pairs = [parse_size(size) for size in o.sizes]
+    o.torch = o.torch and all(importlib.util.find_spec(m) for m in ("torch", "diffusers", "transformers"))
+    if o.here:
+        print(json.dumps(measure(o, o.names[0], pairs[0])))
+        return
+    rows = []
+    for name in o.names or COMPONENTS:
+        for size in pairs[:1] if name in SIZELESS else pairs:
+            text = f"{size[0]}x{size[1]}"
+            print(f"{name} {text} …", file=sys.stderr, flush=True)
+            command = [
+                sys.executable, "-m", "benchmarks.sampling", name, "--here", "--sizes", text, "--config",
+                str(o.config), "--dtype", o.dtype, "--repeat", str(o.repeat),
+                *([] if o.torch else ["--no-torch"]),
+            ]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or ["killed; out of memory?"])[-1]
+                print(f"{name} {text} failed: {last}", file=sys.stderr)
+                continue
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            if o.json:
+                o.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if not rows:
+        raise UserError("nothing could be measured")
+    print(f"{rows[0]['device']}, jax {rows[0]['jax']}, {o.config}\n\n{table(rows)}")
+    for row in rows:
+        if "stages" in row:
+            spent = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in row["stages"].items())
+            print(f"\nimage {row['size']}: {spent}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
