@@ -1,6 +1,6 @@
 """The demo's guidance networks on its frozen stage C, from cached latents of 768² and 1536² pictures.
 
-As latents these are 24×24 and 48×48: four and sixteen times the area of the base.
+As latents these are 18×18 and 36×36: four and sixteen times the area of the base.
 """
 
 import dataclasses

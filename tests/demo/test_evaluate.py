@@ -258,7 +258,7 @@ def test_guidance_for_a_model_without_is_refused(fake, monkeypatch):
         module._load(options("--guidance", "0.5"))
     for arguments in ([], ["--guidance", "off"]):
         settings = module._load(parser().read(["model", "out", *arguments]))[1]
-        assert (settings["guidance"], settings["lr_side"]) == ("off", 16)  # the demo's own
+        assert (settings["guidance"], settings["lr_side"]) == ("off", 12)  # the demo's own
 
 
 def test_command_line(fake, monkeypatch, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """The demo cascade's sizes: the layout of the full model with a few million parameters.
 
-Its low-resolution pass is a picture of 512² (latent 12×12, where the full model has 1024² and 24×24), so
-that 1024² is four times its area and 2048² sixteen times.
+Its low-resolution pass is a picture of 384² (latent 9×9, where the full model has 1024² and 24×24), so that
+768² is four times its area and 1536² sixteen times.
 """
 
 from ultrapixel_jax.config import (
@@ -44,7 +44,7 @@ config = CascadeConfig(
         inr_heads=4,
         inr_head_dim=16,
         inr_groups=16,
-        lr_side=16,
+        lr_side=12,
     ),
     stage_b=StageBConfig(
         levels=(

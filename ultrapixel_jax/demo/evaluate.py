@@ -1,6 +1,6 @@
 """What the demo cascade draws for captions it never saw, as a table.
 
-    python -m ultrapixel_jax.demo.evaluate CHECKPOINT OUTPUT --count 200 --seeds 2 --sizes 512 1024 2048
+    python -m ultrapixel_jax.demo.evaluate CHECKPOINT OUTPUT --count 200 --seeds 2 --sizes 384 768 1536
     python -m ultrapixel_jax.demo.evaluate CHECKPOINT OTHER --guidance off
 
 Each picture is made from the shortest caption of a held-out scene; `detect` says what is on it, and
@@ -370,8 +370,8 @@ def parser() -> Parser:
         help="number of scenes (default: 200)")  # fmt: skip
     add("--seeds", type=whole("--seeds", 1, 1000), default=1, metavar="N",
         help="pictures of each scene and size (default: 1)")  # fmt: skip
-    add("--sizes", type=_size, nargs="+", default=[(512, 512), (1024, 1024), (2048, 2048)], metavar="N",
-        help="pixels on a side, or HEIGHTxWIDTH (default: 512 1024 2048)")  # fmt: skip
+    add("--sizes", type=_size, nargs="+", default=[(384, 384), (768, 768), (1536, 1536)], metavar="N",
+        help="pixels on a side, or HEIGHTxWIDTH (default: 384 768 1536)")  # fmt: skip
     add("--split", choices=world.SPLITS, default="held_out", help="of the scenes (default: held_out)")
     add("--scene-seed", type=whole("--scene-seed", 0, world.MAX_SEED), default=0, metavar="N",
         help="of the scenes (default: 0)")  # fmt: skip

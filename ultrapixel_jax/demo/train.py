@@ -40,7 +40,7 @@ def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, lis
         return module("ultrapixel_jax.demo.build", at(name), "--count", count, "--seed", seed, *more)
 
     def cache(data: str, latents: str, sources: Sequence[str], sides: Sequence[int], without: Sequence[str]):
-        areas = ["--areas", *map(str, sides), "--ratios", "1/1", "--lr-side", "12", "--batch-size", "16"]
+        areas = ["--areas", *map(str, sides), "--ratios", "1/1", "--lr-side", "9", "--batch-size", "16"]
         names = [at(data), *map(at, sources), at(latents)]
         return module("ultrapixel_jax.data.cache", *names, *areas, "--without", *without)
 
@@ -48,20 +48,21 @@ def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, lis
     yield "tiles", draw("tiles", TILES, "--side", 384, 512, 1024, 2048, "--tile", 256)
     yield "stage A", train("stage_a", "stage_a", "tiles", ["words"])
     yield "stage B and the EffNet encoder", train("stage_b", "stage_b", "tiles", ["words", "stage_a"])
-    yield "pictures of the base size", draw("base", BASE, "--side", 384)
+    # The encoder sees 3/4 of a picture's side: 9×9 positions for the base size of 384².
+    yield "pictures of the base size", draw("base", BASE, "--side", 288)
     yield (
         "their latents",
-        cache("base", "base_latents", ["stage_b", "words"], [384], ["clip_text", "clip_vision"]),
+        cache("base", "base_latents", ["stage_b", "words"], [288], ["clip_text", "clip_vision"]),
     )
     yield "stage C and the text encoder", train("stage_c", "stage_c", "base_latents", ["stage_b", "words"])
     yield (
         "stage B with that text encoder",
         train("stage_b_text", "stage_b_text", "tiles", ["stage_b", "stage_c"]),
     )
-    yield "large pictures", draw("large", LARGE, "--side", 768, 1536)
+    yield "large pictures", draw("large", LARGE, "--side", 576, 1152)
     yield (
         "their latents",
-        cache("large", "large_latents", ["stage_b", "stage_c"], [768, 1536], ["clip_vision"]),
+        cache("large", "large_latents", ["stage_b", "stage_c"], [576, 1152], ["clip_vision"]),
     )
     yield "the guidance networks", train("guidance", "guidance", "large_latents", ["stage_b", "stage_c"])
     yield "the previewer", train("previewer", "previewer", "base", ["stage_b"])

@@ -1,7 +1,7 @@
 """How reliable the detector is: its verdicts on rendered scenes, whose contents are known.
 
-    python -m ultrapixel_jax.demo.validate --count 500 --size 512 1024 2048
-    python -m ultrapixel_jax.demo.validate --count 500 --size 512 --blur 3 --noise 10
+    python -m ultrapixel_jax.demo.validate --count 500 --size 384 768 1536
+    python -m ultrapixel_jax.demo.validate --count 500 --size 384 --blur 3 --noise 10
 
 Every second scene is held out. "Sensitivity": each scene is also held against a picture in which one
 property of one object is another; it is the share of these where the verdict on that property is "wrong".
@@ -131,8 +131,8 @@ def parser() -> Parser:
     )  # fmt: skip
     p.add_argument("--count", type=whole("--count", 1, 10**6), default=500, metavar="N",
                    help="scenes of each size (default: 500)")  # fmt: skip
-    p.add_argument("--size", type=whole("--size", SIDE, LARGEST), nargs="+", default=[512, 1024, 2048],
-                   metavar="N", help="pixels on a side (default: 512 1024 2048)")  # fmt: skip
+    p.add_argument("--size", type=whole("--size", SIDE, LARGEST), nargs="+", default=[384, 768, 1536],
+                   metavar="N", help="pixels on a side (default: 384 768 1536)")  # fmt: skip
     p.add_argument("--blur", type=_amount, default=0.0, metavar="X",
                    help="deviation of a Gaussian blur in 512ths of the side (default: 0)")  # fmt: skip
     p.add_argument("--noise", type=_amount, default=0.0, metavar="X",
