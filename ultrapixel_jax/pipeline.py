@@ -92,7 +92,8 @@ class Cascade:
         config = self.config
 
         def program(function: Callable[..., Any], batched: Sequence[int], **static: Any) -> Program:
-            return Program(function, batched=batched, mesh=mesh, report=report, **static)
+            options = {"batched": batched, "mesh": mesh, "report": report, "dtype": compute, **static}
+            return Program(function, **options)
 
         clip = ClipText(config.clip_text, dtype=compute, param_dtype=compute)
         guidance = None if config.guidance is None else Guidance(config.guidance, compute)
@@ -159,10 +160,13 @@ class Cascade:
 
         # The decoders run in float32 whatever the dtype: bfloat16 has fewer values than a byte in [0, 1].
         stage_a, previewer = StageA(config.stage_a), Previewer(config.previewer)
-        self._decode = program(lambda v, z: stage_a.apply(v["stage_a"], z, method="decode"), [1])
+        self._decode = program(
+            lambda v, z: stage_a.apply(v["stage_a"], z, method="decode"), [1], dtype=jnp.float32
+        )
         self._preview = program(
             lambda v, z: to_uint8(previewer.apply(v["previewer"], z)),  # pyright: ignore[reportArgumentType]
             [1],
+            dtype=jnp.float32,
         )
 
     @classmethod

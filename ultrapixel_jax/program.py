@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ultrapixel_jax.compiler import compiler_options
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sharding import batch_sharding
 
@@ -24,6 +25,7 @@ class Program:
         mesh: None for one device.
         report: compilation time counts to its stage `compile`.
         static_argnums: arguments that are no arrays.
+        dtype: what it mostly computes in, for `compiler_options`.
     """
 
     def __init__(
@@ -34,12 +36,14 @@ class Program:
         mesh: Mesh | None,
         report: Report,
         static_argnums: tuple[int, ...] = (),
+        dtype: Any = jax.numpy.float32,
     ) -> None:
         self._jitted = jax.jit(function, static_argnums=static_argnums)
         self._batched = set(batched)
         self._static = set(static_argnums)
         self._mesh = mesh
         self._report = report
+        self._options = compiler_options(dtype)
         self._compiled: dict[Any, Any] = {}
 
     @property
@@ -56,7 +60,7 @@ class Program:
         key = (structure, static, tuple((x.shape, x.dtype) for x in leaves))
         if key not in self._compiled:
             with self._report.stage("compile"):
-                self._compiled[key] = self._jitted.lower(*placed).compile()
+                self._compiled[key] = self._jitted.lower(*placed).compile(self._options)
         return self._compiled[key](*arrays)
 
     def _place(self, i: int, arg: Any) -> Any:
