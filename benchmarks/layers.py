@@ -1,0 +1,210 @@
+"""The layers with several ways to be computed, side by side: attention and the depthwise convolution.
+
+    python -m benchmarks.layers [attention depthwise] [--tokens 576 2304] [--dtype bfloat16] [--json FILE]
+
+Widths are those of the 3.6B stage C: 32 heads of 64, with 85 tokens of conditioning beside the map's own, and
+2048 channels. Each way runs in a process of its own; `growth` is how much the process (on accelerators: the
+device's peak) grew in the forward pass, and `temporaries` what the compiler reckons with. The gradient is in
+all inputs, forward pass included. torch's own is measured beside them where it is installed, on CPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax.errors import UserError
+
+WAYS = {
+    "attention": ("heads", "queries", "xla", "cudnn", "torch"),
+    "depthwise": ("shifts", "convolution", "torch"),
+}
+"""`heads`: one head after the other; `queries`: one chunk of queries after the other; `xla`: all logits at
+once; `cudnn`: its flash kernel. `shifts`: nine shifted products; `convolution`: XLA's grouped one."""
+COLUMNS = ("layer", "tokens", "way", "dtype", "forward, s", "gradient, s", "temporaries, GB", "growth, GB")
+HEADS, WIDTH, CONDITIONING, CHANNELS = 32, 64, 85, 2048
+LOGITS = 4 * 10**9
+"""Bytes of logits up to which all at once are tried."""
+
+
+def jax_way(layer: str, way: str, tokens: int, dtype: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """(function, inputs)."""
+    import jax
+    import jax.numpy as jnp
+
+    from ultrapixel_jax.models import attention, layers
+
+    def normal(i: int, *shape: int) -> Any:
+        return jax.random.normal(jax.random.key(i), shape, jnp.dtype(dtype))
+
+    if layer == "attention":
+        q = normal(0, 1, tokens, HEADS, WIDTH)
+        k, v = (normal(i, 1, tokens + CONDITIONING, HEADS, WIDTH) for i in (1, 2))
+        functions = {
+            "heads": attention._by_heads,
+            "queries": attention._by_queries,
+            "xla": lambda *x: jax.nn.dot_product_attention(*x, implementation="xla"),
+            "cudnn": lambda *x: jax.nn.dot_product_attention(*x, implementation="cudnn"),
+        }
+        return functions[way], (q, k, v)
+    side = math.isqrt(tokens)
+    x, kernel = normal(0, 2, side, side, CHANNELS), normal(1, 3, 3, CHANNELS)
+
+    def convolution(x: Any, kernel: Any) -> Any:
+        return jax.lax.conv_general_dilated(
+            x, kernel[:, :, None], (1, 1), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=CHANNELS,
+        )  # fmt: skip
+
+    return (convolution if way == "convolution" else lambda *a: layers.depthwise(*a, None)), (x, kernel)
+
+
+def torch_way(layer: str, tokens: int, dtype: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """(function, inputs)."""
+    import torch
+    from torch.nn import functional
+
+    def normal(*shape: int) -> Any:
+        return torch.randn(shape, dtype=getattr(torch, dtype), requires_grad=True)
+
+    if layer == "attention":
+        keys = (1, HEADS, tokens + CONDITIONING, WIDTH)
+        inputs = (normal(1, HEADS, tokens, WIDTH), normal(*keys), normal(*keys))
+        return functional.scaled_dot_product_attention, inputs
+    side = math.isqrt(tokens)
+    x = normal(2, CHANNELS, side, side).detach().to(memory_format=torch.channels_last).requires_grad_()
+    kernel = normal(CHANNELS, 1, 3, 3)
+    return (lambda x, w: functional.conv2d(x, w, padding=1, groups=CHANNELS)), (x, kernel)
+
+
+def measure(layer: str, way: str, tokens: int, dtype: str, repeat: int) -> dict[str, Any]:
+    """Time and memory of one way in this process."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ultrapixel_jax import report
+
+    row: dict[str, Any] = {"layer": layer, "tokens": tokens, "way": way, "dtype": dtype}
+    if way == "torch":
+        function, inputs = torch_way(layer, tokens, dtype)
+
+        def forward() -> None:
+            import torch
+
+            with torch.inference_mode():
+                function(*inputs)
+
+        def backward() -> None:
+            function(*inputs).float().square().sum().backward()
+    else:
+        function, inputs = jax_way(layer, way, tokens, dtype)
+        jax.block_until_ready(inputs)
+
+        def loss(*args: Any) -> Any:
+            return jnp.square(function(*args).astype(jnp.float32)).sum()
+
+        compiled = jax.jit(function).lower(*inputs).compile()
+        every = tuple(range(len(inputs)))
+        gradient = jax.jit(jax.grad(loss, every)).lower(*inputs).compile()
+        memory: Any = compiled.memory_analysis()
+        row["temporaries, GB"] = memory.temp_size_in_bytes / 1e9
+
+        def forward() -> None:
+            jax.block_until_ready(compiled(*inputs))
+
+        def backward() -> None:
+            jax.block_until_ready(gradient(*inputs))
+
+    report._reset_peak()
+    before = report.peak_bytes() or 0
+    forward()
+    row["growth, GB"] = ((report.peak_bytes() or 0) - before) / 1e9
+
+    def median(run: Callable[[], None]) -> float:
+        run()
+        times = []
+        for _ in range(repeat):
+            began = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - began)
+        return float(np.median(times))
+
+    return row | {"forward, s": median(forward), "gradient, s": median(backward)}
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(
+        prog="python -m benchmarks.layers", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("names", nargs="*", metavar="LAYER", help=f"{', '.join(WAYS)}; default: both")
+    p.add_argument("--tokens", nargs="+", type=whole("--tokens", 1, 10**6), default=[576, 2304, 9216],
+                   metavar="N", help="of the map (default: 576 2304 9216)")  # fmt: skip
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    p.add_argument("--repeat", type=whole("--repeat", 1, 10_000), default=5, metavar="N",
+                   help="runs that are timed, after one more (default: 5)")  # fmt: skip
+    p.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    p.add_argument("--here", metavar="WAY", help=argparse.SUPPRESS)  # in this process, as JSON
+    return p
+
+
+def run(argv: list[str]) -> None:
+    """Do what the command line says."""
+    o = parser().read(argv)
+    for name in o.names:
+        if name not in WAYS:
+            raise UserError(f"layer {name!r:.80} is not known; known are {', '.join(WAYS)}")
+    if o.here:
+        print(json.dumps(measure(o.names[0], o.here, o.tokens[0], o.dtype, o.repeat)))
+        return
+    import jax
+
+    backend, rows = jax.default_backend(), []
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n")
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    for layer in o.names or WAYS:
+        for tokens in o.tokens:
+            for way in WAYS[layer]:
+                if way == "torch" and (backend != "cpu" or not importlib.util.find_spec("torch")):
+                    continue
+                if way == "cudnn" and (backend != "gpu" or o.dtype != "bfloat16"):
+                    continue
+                if way == "xla" and 4 * HEADS * tokens**2 > LOGITS:
+                    continue
+                command = [
+                    sys.executable, "-m", "benchmarks.layers", layer, "--here", way, "--tokens", str(tokens),
+                    "--dtype", o.dtype, "--repeat", str(o.repeat),
+                ]  # fmt: skip
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    last = (done.stderr.strip().splitlines() or ["killed; out of memory?"])[-1]
+                    print(f"{layer} {way} {tokens} failed: {last}", file=sys.stderr)
+                    continue
+                row = json.loads(done.stdout.splitlines()[-1])
+                rows.append(row)
+                cells = [f"{v:.2g}" if isinstance(v := row.get(c, "–"), float) else str(v) for c in COLUMNS]
+                print("| " + " | ".join(cells) + " |", flush=True)
+    if not rows:
+        raise UserError("nothing could be measured")
+    if o.json:
+        o.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

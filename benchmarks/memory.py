@@ -1,0 +1,136 @@
+"""Memory of the full-size sampler on each device, by the compiler's reckoning: nothing runs.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+        python -m benchmarks.memory --sizes 4096x4096 6144x6144 --mesh rows=8
+
+One picture: stage C's two passes with guidance as one program, and stage B's steps as another. Works for
+meshes of N devices on any machine, by that flag. The weights are arguments; `mesh.rows` divides the maps
+alone, `fsdp` and `tensor` divide these. On GPUs and TPUs, whose attention is another, temporaries differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ultrapixel_jax.cli import parse_mesh
+from ultrapixel_jax.data.build import Parser, exit_code
+from ultrapixel_jax.sizes import Bucket, parse_size
+
+
+def programs(config: Any, bucket: Bucket, mesh: Any) -> dict[str, Any]:
+    """Lowered programs by stage, of abstract weights and inputs in bfloat16."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from ultrapixel_jax import components
+    from ultrapixel_jax.diffusion import two_branch
+    from ultrapixel_jax.diffusion.sampler import make_table, run_steps
+    from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
+    from ultrapixel_jax.models.guidance import Guidance
+    from ultrapixel_jax.models.stage_b import StageB
+    from ultrapixel_jax.models.stage_c import StageC
+    from ultrapixel_jax.training.state import variables_shardings
+
+    half = jnp.bfloat16
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def spec(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
+    def weights(part: str) -> Any:
+        abstract = components.abstract(part, getattr(config, part), half)
+        places = variables_shardings(abstract, mesh)
+        return jax.tree.map(
+            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), abstract, places
+        )
+
+    c, b = config.stage_c, config.stage_b
+    prompts = Prompts(
+        spec(2, config.clip_text.positions, c.c_clip_text, dtype=half),
+        spec(2, c.c_clip_text_pooled, dtype=half),
+        spec(2, c.c_clip_img, dtype=half),
+    )
+    stage_c, guidance, stage_b = StageC(c, half), Guidance(config.guidance, half), StageB(b, half)
+
+    def sample(vc, vg, prompts, x_lr, x_hr, scale, table, steps, capture):
+        model = StageCModel(stage_c, vc, guidance, vg, half)
+        return two_branch.sample(
+            model, prompts, x_lr, x_hr, scale, table, steps, capture, lambda i: x_lr, lambda i: x_hr
+        )
+
+    def refine(v, x, pooled, effnet, table, steps):
+        conditioning = stage_b.apply(v, pooled, effnet, bucket.stage_b, method="condition")
+
+        def denoise(x: Any, r: Any, i: Any, carry: Any) -> tuple[Any, Any]:
+            del i
+            return stage_b.apply(v, x.astype(half), r, conditioning), carry
+
+        return run_steps(denoise, x, (), table, 0, steps, lambda i: x)[0]
+
+    def table(settings: Any) -> Any:
+        return jax.tree.map(lambda v: spec(*v.shape), make_table(settings))
+
+    number = spec(dtype=jnp.int32)
+    with jax.set_mesh(mesh):
+        return {
+            "C": jax.jit(sample).lower(
+                weights("stage_c"), weights("guidance"), prompts,
+                spec(1, *bucket.lr, c.c_latent), spec(1, *bucket.hr, c.c_latent),
+                ScaleInputs(spec(), spec()), table(config.sampling_c), number, number,
+            ),
+            "B": jax.jit(refine).lower(
+                weights("stage_b"), spec(1, *bucket.stage_b, b.c_latent), prompts.pooled,
+                spec(2, *bucket.hr, b.c_effnet, dtype=half), table(config.sampling_b), number,
+            ),
+        }  # fmt: skip
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(
+        prog="python -m benchmarks.memory", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("--config", type=Path, default=Path("configs/stage_b_lite.py"), metavar="FILE",
+                   help="default: configs/stage_b_lite.py")  # fmt: skip
+    p.add_argument("--sizes", nargs="+", default=["4096x4096"], metavar="HEIGHTxWIDTH", help="of pictures")
+    p.add_argument("--mesh", type=parse_mesh, metavar="data=N,fsdp=N,tensor=N,rows=N", help="default: one")
+    p.add_argument("--stage", choices=("C", "B"), help="default: both")
+    return p
+
+
+def run(argv: list[str]) -> None:
+    """Do what the command line says."""
+    o = parser().read(argv)
+    sizes = [parse_size(size) for size in o.sizes]
+    import jax
+
+    from ultrapixel_jax.config import load_config
+    from ultrapixel_jax.sharding import make_mesh
+
+    config = load_config(o.config)
+    mesh = make_mesh(o.mesh or {}, None if o.mesh else jax.devices()[:1])
+    print("| picture | mesh | stage | weights, GB | temporaries, GB |\n|---|---|---|---|---|")
+    name = ", ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1) or "one device"
+    for size in sizes:
+        for stage, lowered in programs(config, Bucket.of(*size), mesh).items():
+            if o.stage in (None, stage):
+                memory: Any = lowered.compile().memory_analysis()
+                cells = (memory.argument_size_in_bytes / 1e9, memory.temp_size_in_bytes / 1e9)
+                print(
+                    f"| {size[0]}x{size[1]} | {name} | {stage} | {cells[0]:.2f} | {cells[1]:.2f} |",
+                    flush=True,
+                )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
