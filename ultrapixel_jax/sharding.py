@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from ultrapixel_jax.errors import UserError
@@ -96,6 +96,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def batch_multiple(mesh: Mesh | None) -> int:
     """What the batch must be divisible by."""
     return 1 if mesh is None else math.prod(mesh.shape[a] for a in ACTIVATION_AXES["batch"] or ())
+
+
+def rows_mesh(size: Any) -> AbstractMesh | None:
+    """The mesh, where its `rows` axis divides an axis of `size` rows or tokens; else None."""
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    count = 1 if mesh.empty else mesh.shape.get("rows", 1)
+    return mesh if count > 1 and isinstance(size, int) and size % count == 0 else None
+
+
+def by_rows(function: Callable[..., Array], mesh: AbstractMesh, *whole: bool) -> Callable[..., Array]:
+    """`function` of each device's own rows (the second axis of its arguments), with `rows` a named axis.
+
+    Args:
+        function: from arrays to one whose second axis is divided, too.
+        mesh: from `rows_mesh`.
+        whole: by argument, whether every device gets all of it instead.
+    """
+    specs = tuple(P() if all_of_it else P(None, "rows") for all_of_it in whole)
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=specs, out_specs=P(None, "rows"), axis_names={"rows"}, check_vma=False
+    )  # the other axes stay with the compiler
 
 
 def constrain(x: Array, *axes: str) -> Array:

@@ -12,6 +12,8 @@ from torch.nn import functional
 from tests.recordings import relative_error
 from ultrapixel_jax.compiler import compiler_options
 from ultrapixel_jax.models import layers
+from ultrapixel_jax.models.attention import attention
+from ultrapixel_jax.sharding import make_mesh
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -102,10 +104,34 @@ def test_layer_norm():
     check(with_gradients(layers.layer_norm, x), expected)
 
 
-def test_compiler_options_change_nothing_but_the_rounding():
-    options = compiler_options(jnp.float32)
-    assert options is not None and compiler_options(jnp.bfloat16) is None
-    x, kernel = map(jnp.asarray, (normal(300, 200), normal(200, 100, seed=1)))
-    lowered = jax.jit(layers.product).lower(x, kernel)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 0.01)])
+def test_compiler_options_change_nothing_but_the_rounding(dtype, tolerance):
+    options = compiler_options(dtype)
+    assert options is not None
+    x, kernel = (jnp.asarray(v, dtype) for v in (normal(300, 200), normal(200, 100, seed=1)))
+    lowered = jax.jit(lambda x, kernel: layers.layer_norm(layers.product(x, kernel))).lower(x, kernel)
     special, default = lowered.compile(options), lowered.compile()
-    assert "ynn" not in special.as_text() and relative_error(special(x, kernel), default(x, kernel)) < 1e-6
+    assert special.as_text() != default.as_text()
+    assert relative_error(special(x, kernel), default(x, kernel)) < tolerance
+
+
+@pytest.mark.parametrize("padding", ["zero", "edge"])
+@pytest.mark.parametrize("k", [3, 5])
+def test_depthwise_on_divided_rows(padding, k):
+    inputs = normal(2, 8, 6, 5), normal(k, k, 5, seed=1), normal(5, seed=2)
+
+    def run():
+        return with_gradients(lambda *args: layers.depthwise(*args, padding), *inputs)
+
+    expected = run()
+    with jax.set_mesh(make_mesh({"data": 2, "rows": 4})):
+        check(run(), expected)
+    with jax.set_mesh(make_mesh({"rows": 8})):  # one row each: too few for a kernel of five
+        check(run(), expected)
+
+
+def test_attention_on_divided_rows():
+    inputs = normal(2, 48, 2, 8), normal(2, 57, 2, 8, seed=1), normal(2, 57, 2, 8, seed=2)
+    expected = with_gradients(attention, *inputs)
+    with jax.set_mesh(make_mesh({"data": 2, "rows": 4})):
+        check(with_gradients(attention, *inputs), expected)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.models.layers import product
+from ultrapixel_jax.sharding import by_rows, rows_mesh
 
 QUERY_CHUNK = 1152
 """Queries at a time, at most, where one head is computed after the other."""
@@ -26,7 +27,16 @@ LOGITS_AT_ONCE = 1 << 26
 def attention(
     q: Float[Array, "b n k d"], k: Float[Array, "b m k d"], v: Float[Array, "b m k d"]
 ) -> Float[Array, "b n k d"]:
-    """`softmax(q·kᵀ/√d)·v` for every head, in the dtype of `q`."""
+    """`softmax(q·kᵀ/√d)·v` for every head, in the dtype of `q`.
+
+    Where devices divide the rows of the map, each computes its own queries.
+    """
+    if (mesh := rows_mesh(q.shape[1])) is not None:
+        return by_rows(_attention, mesh, False, True, True)(q, k, v)
+    return _attention(q, k, v)
+
+
+def _attention(q: Array, k: Array, v: Array) -> Array:
     if q.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
         # Tracing this kernel already asks for cuDNN, so that it cannot be one of the branches below.
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")

@@ -124,8 +124,9 @@ class AttnBlock(nn.Module):
         """Add the attention's output to `x`."""
         b, h, w, c = x.shape
         tokens = layer_norm(x).reshape(b, h * w, c)
-        k = jnp.concatenate([self._heads(self.key(tokens)), kv[0]], axis=1)
-        v = jnp.concatenate([self._heads(self.value(tokens)), kv[1]], axis=1)
+        # Gathered where devices divide the rows: a divided axis cannot be extended without moving all of it.
+        own = (constrain(layer(tokens), "batch", "tokens", "channel") for layer in (self.key, self.value))
+        k, v = (jnp.concatenate([self._heads(x), of], axis=1) for x, of in zip(own, kv, strict=True))
         y = attention(self._heads(self.query(tokens)), k, v)
         return x + self.out(y.reshape(b, h * w, c)).reshape(b, h, w, c)
 

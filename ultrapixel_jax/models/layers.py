@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ultrapixel_jax.sharding import by_rows, rows_mesh
+
 Dtype = Any
 
 
@@ -183,6 +185,11 @@ def depthwise(
 
     Output side: ceil(input / stride). Only the outputs that a stride keeps are computed.
     """
+    mesh = rows_mesh(x.shape[1])
+    if stride == 1 and mesh is not None and x.shape[1] // mesh.shape["rows"] >= kernel.shape[0] // 2:
+        local = by_rows(functools.partial(_depthwise_of_rows, padding=padding), mesh, False, True)
+        total = local(x, kernel.astype(jnp.float32))
+        return (total if bias is None else total + per_channel(bias, 4)).astype(x.dtype)
     k = kernel.shape[0]
     _, height, width, _ = x.shape
     out_h, out_w = -(-height // stride), -(-width // stride)
@@ -197,6 +204,24 @@ def depthwise(
     if bias is not None:
         total = total + per_channel(bias, 4)
     return total.astype(x.dtype)
+
+
+def _depthwise_of_rows(x: Array, kernel: Array, padding: str) -> Array:
+    """The same on one device's rows, at stride 1: a single exchange of border rows with its neighbours.
+
+    The compiler alone would exchange them for each tap, and keep nine copies of the map.
+    """
+    reach = kernel.shape[0] // 2
+    count, index = jax.lax.axis_size("rows"), jax.lax.axis_index("rows")
+    above = jax.lax.ppermute(x[:, -reach:], "rows", [(i, i + 1) for i in range(count - 1)])
+    below = jax.lax.ppermute(x[:, :reach], "rows", [(i + 1, i) for i in range(count - 1)])
+    if padding == "edge":  # the outermost devices have received zeros
+        above = jnp.where(index == 0, x[:, :1], above)
+        below = jnp.where(index == count - 1, x[:, -1:], below)
+    padded = jnp.concatenate([above, x, below], axis=1)
+    sides = [(0, 0), (0, 0), (reach, reach), (0, 0)]
+    padded = jnp.pad(padded, sides, mode="edge" if padding == "edge" else "constant")
+    return _depthwise(jax.lax.optimization_barrier(padded), kernel)
 
 
 def _taps(padded: Array, kernel: Array, size: tuple[Any, Any], stride: int = 1) -> Array:
