@@ -67,3 +67,13 @@ def gradient(config: TrainConfig, given: Any, frozen: Any, batch: Any) -> tuple[
 
 def with_(config: TrainConfig, **changes: Any) -> TrainConfig:
     return dataclasses.replace(config, **changes)
+
+
+def rows_of(config, batch):
+    """The step's own random keys, for its first step."""
+    _, _, state, _ = start(config)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
+    return {
+        **jax.tree.map(jnp.asarray, batch),
+        "key": jax.random.key_data(jax.random.split(key, config.data.batch_size)),
+    }

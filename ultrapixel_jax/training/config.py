@@ -109,6 +109,9 @@ class StageATask:
 class PreviewerTask:
     """The previewer: pictures at a quarter of the image's size from its EffNet latent."""
 
+    train_encoder: bool = False
+    """Train the EffNet encoder with it: an autoencoder, whose encoder stage B can start from."""
+
 
 Task = GuidanceTask | LoraTask | StageCTask | StageBTask | StageATask | PreviewerTask
 

@@ -1,4 +1,4 @@
-"""The previewer: RGB at 8× the latent's size from the frozen encoder's latent."""
+"""The previewer: RGB at 8× the latent's size from the EffNet encoder's latent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.models.previewer import Previewer
+from ultrapixel_jax.training.config import PreviewerTask
 from ultrapixel_jax.training.tasks import encode
 from ultrapixel_jax.training.tasks.base import Batch, Losses, Task, Variables
 
@@ -19,14 +21,20 @@ class TrainPreviewer(Task):
     """A small decoder, by reconstruction."""
 
     @property
+    def _encoder(self) -> tuple[str, ...]:
+        task = self.config.task
+        assert isinstance(task, PreviewerTask)
+        return ("effnet_encoder",) if task.train_encoder else ()
+
+    @property
     def trained(self) -> tuple[str, ...]:
-        """The previewer."""
-        return ("previewer",)
+        """The previewer, and the encoder if asked."""
+        return ("previewer", *self._encoder)
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """The encoder whose latents it decodes."""
-        return ("effnet_encoder",)
+        """The encoder whose latents it decodes, if it is not trained."""
+        return () if self._encoder else ("effnet_encoder",)
 
     def loss(
         self,
@@ -36,12 +44,20 @@ class TrainPreviewer(Task):
         batch: Batch,
     ) -> Losses:
         """Squared error against the image at that size."""
-        image = encode.pixels(batch["image"])
-        latent = encode.latent(batch, "latent", frozen, self.config.model, self.dtype)
-        variables = {"params": params["previewer"], **collections["previewer"]}
+        image, changed = encode.pixels(batch["image"]), {}
+        variables = {name: {"params": params[name], **collections[name]} for name in self.trained}
+        latent: Any = None
+        if self._encoder:
+            encoder = EffnetEncoder(self.config.model.effnet_encoder)
+            latent, changed["effnet_encoder"] = encoder.apply(
+                variables["effnet_encoder"], image.astype(self.dtype), True, mutable=["batch_stats"]
+            )
+            latent = latent.astype(jnp.float32)
+        else:
+            latent = encode.latent(batch, "latent", frozen, self.config.model, self.dtype)
         out: Any = None
-        out, changed = Previewer(self.config.model.previewer).apply(
-            variables, latent, True, mutable=["batch_stats"]
+        out, changed["previewer"] = Previewer(self.config.model.previewer).apply(
+            variables["previewer"], latent, True, mutable=["batch_stats"]
         )
         target = jax.image.resize(image, out.shape, "linear")
-        return Losses(jnp.square(out - target).mean((1, 2, 3)), collections={"previewer": changed})
+        return Losses(jnp.square(out - target).mean((1, 2, 3)), collections=changed)
