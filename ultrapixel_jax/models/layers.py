@@ -209,7 +209,7 @@ def depthwise(
 def _depthwise_of_rows(x: Array, kernel: Array, padding: str) -> Array:
     """The same on one device's rows, at stride 1: a single exchange of border rows with its neighbours.
 
-    The compiler alone would exchange them for each tap, and keep nine copies of the map.
+    The compiler alone would exchange them for each tap.
     """
     reach = kernel.shape[0] // 2
     count, index = jax.lax.axis_size("rows"), jax.lax.axis_index("rows")
