@@ -14,15 +14,14 @@ import argparse
 import importlib.util
 import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import check_names, in_own_process, table
 from ultrapixel_jax.data.build import Parser, exit_code, whole
-from ultrapixel_jax.errors import UserError
 
 WAYS = {
     "attention": ("heads", "queries", "xla", "cudnn", "torch"),
@@ -30,7 +29,11 @@ WAYS = {
 }
 """`heads`: one head after the other; `queries`: one chunk of queries after the other; `xla`: all logits at
 once; `cudnn`: its flash kernel. `shifts`: nine shifted products; `convolution`: XLA's grouped one."""
-COLUMNS = ("layer", "tokens", "way", "dtype", "forward, s", "gradient, s", "temporaries, GB", "growth, GB")
+COLUMNS = (
+    ("layer", "layer"), ("tokens", "tokens"), ("way", "way"), ("dtype", "dtype"),
+    ("forward_s", "forward, s"), ("gradient_s", "gradient, s"),
+    ("temporaries_gb", "temporaries, GB"), ("growth_gb", "growth, GB"),
+)  # fmt: skip
 HEADS, WIDTH, CONDITIONING, CHANNELS = 32, 64, 85, 2048
 LOGITS = 4 * 10**9
 """Bytes of logits up to which all at once are tried."""
@@ -117,7 +120,7 @@ def measure(layer: str, way: str, tokens: int, dtype: str, repeat: int) -> dict[
         every = tuple(range(len(inputs)))
         gradient = jax.jit(jax.grad(loss, every)).lower(*inputs).compile()
         memory: Any = compiled.memory_analysis()
-        row["temporaries, GB"] = memory.temp_size_in_bytes / 1e9
+        row["temporaries_gb"] = memory.temp_size_in_bytes / 1e9
 
         def forward() -> None:
             jax.block_until_ready(compiled(*inputs))
@@ -128,7 +131,7 @@ def measure(layer: str, way: str, tokens: int, dtype: str, repeat: int) -> dict[
     report._reset_peak()
     before = report.peak_bytes() or 0
     forward()
-    row["growth, GB"] = ((report.peak_bytes() or 0) - before) / 1e9
+    row["growth_gb"] = ((report.peak_bytes() or 0) - before) / 1e9
 
     def median(run: Callable[[], None]) -> float:
         run()
@@ -139,7 +142,7 @@ def measure(layer: str, way: str, tokens: int, dtype: str, repeat: int) -> dict[
             times.append(time.perf_counter() - began)
         return float(np.median(times))
 
-    return row | {"forward, s": median(forward), "gradient, s": median(backward)}
+    return row | {"forward_s": median(forward), "gradient_s": median(backward)}
 
 
 def parser() -> Parser:
@@ -162,17 +165,13 @@ def parser() -> Parser:
 def run(argv: list[str]) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
-    for name in o.names:
-        if name not in WAYS:
-            raise UserError(f"layer {name!r:.80} is not known; known are {', '.join(WAYS)}")
+    check_names("layer", o.names, WAYS)
     if o.here:
         print(json.dumps(measure(o.names[0], o.here, o.tokens[0], o.dtype, o.repeat)))
         return
     import jax
 
     backend, rows = jax.default_backend(), []
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n")
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for layer in o.names or WAYS:
         for tokens in o.tokens:
             for way in WAYS[layer]:
@@ -182,21 +181,11 @@ def run(argv: list[str]) -> None:
                     continue
                 if way == "xla" and 4 * HEADS * tokens**2 > LOGITS:
                     continue
-                command = [
-                    sys.executable, "-m", "benchmarks.layers", layer, "--here", way, "--tokens", str(tokens),
-                    "--dtype", o.dtype, "--repeat", str(o.repeat),
-                ]  # fmt: skip
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    last = (done.stderr.strip().splitlines() or ["killed; out of memory?"])[-1]
-                    print(f"{layer} {way} {tokens} failed: {last}", file=sys.stderr)
-                    continue
-                row = json.loads(done.stdout.splitlines()[-1])
-                rows.append(row)
-                cells = [f"{v:.2g}" if isinstance(v := row.get(c, "–"), float) else str(v) for c in COLUMNS]
-                print("| " + " | ".join(cells) + " |", flush=True)
-    if not rows:
-        raise UserError("nothing could be measured")
+                arguments = [layer, "--here", way, "--tokens", str(tokens), "--dtype", o.dtype]
+                arguments += ["--repeat", str(o.repeat)]
+                if row := in_own_process("benchmarks.layers", f"{layer} {way} {tokens}", arguments):
+                    rows.append(row)
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n\n{table(COLUMNS, rows)}")
     if o.json:
         o.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -22,7 +22,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import check_names, in_own_process, table
 from ultrapixel_jax.data.build import Parser, exit_code, whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sizes import Bucket, parse_size
@@ -389,24 +389,6 @@ def whole_picture(config: Any, size: tuple[int, int], dtype: str, repeat: int) -
     }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown of the measured rows."""
-
-    def cell(row: dict[str, Any], key: str) -> str:
-        value = row.get(key)
-        if value is None:
-            return "–"
-        if key == "utilisation":
-            return f"{value:.0%}"
-        if key == "difference":
-            return f"{value:.0e}"
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    columns = [(key, title) for key, title in COLUMNS if any(row.get(key) is not None for row in rows)]
-    lines = ["| " + " | ".join(title for _, title in columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join(lines + ["| " + " | ".join(cell(row, key) for key, _ in columns) + " |" for row in rows])
-
-
 def parser() -> Parser:
     """The command line."""
     p = Parser(
@@ -430,9 +412,7 @@ def parser() -> Parser:
 def run(argv: list[str]) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
-    for name in o.names:
-        if name not in COMPONENTS:
-            raise UserError(f"component {name!r:.80} is not known; known are {', '.join(COMPONENTS)}")
+    check_names("component", o.names, COMPONENTS)
     pairs = [parse_size(size) for size in o.sizes]
     o.torch = o.torch and all(importlib.util.find_spec(m) for m in ("torch", "diffusers", "transformers"))
     if o.here:
@@ -442,23 +422,16 @@ def run(argv: list[str]) -> None:
     for name in o.names or COMPONENTS:
         for size in pairs[:1] if name in SIZELESS else pairs:
             text = f"{size[0]}x{size[1]}"
-            print(f"{name} {text} …", file=sys.stderr, flush=True)
-            command = [
-                sys.executable, "-m", "benchmarks.sampling", name, "--here", "--sizes", text, "--config",
-                str(o.config), "--dtype", o.dtype, "--repeat", str(o.repeat),
-                *([] if o.torch else ["--no-torch"]),
+            arguments = [
+                name, "--here", "--sizes", text, "--config", str(o.config), "--dtype", o.dtype,
+                "--repeat", str(o.repeat), *([] if o.torch else ["--no-torch"]),
             ]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["killed; out of memory?"])[-1]
-                print(f"{name} {text} failed: {last}", file=sys.stderr)
-                continue
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            if row := in_own_process("benchmarks.sampling", f"{name} {text}", arguments):
+                rows.append(row)
             if o.json:
                 o.json.write_text(json.dumps(rows, indent=1) + "\n")
-    if not rows:
-        raise UserError("nothing could be measured")
-    print(f"{rows[0]['device']}, jax {rows[0]['jax']}, {o.config}\n\n{table(rows)}")
+    text = table(COLUMNS, rows)
+    print(f"{rows[0]['device']}, jax {rows[0]['jax']}, {o.config}\n\n{text}")
     for row in rows:
         if "stages" in row:
             spent = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in row["stages"].items())

@@ -1,7 +1,7 @@
 """PyTorch's implementations of the same networks: diffusers' UNets and decoder, transformers' CLIP.
 
-Each builder gives a model with random weights, none of them zero, and its inputs' order. `variables` takes
-a model's weights over to this project's layout, through the same name tables as a file's.
+Each builder gives a model with random weights, no tensor of them constant. `variables` takes a model's
+weights over to this project's layout, through the same name tables as a file's.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from convert.apply import flatten, import_tensors, plan_import
-from convert.formats import formats_of
-from ultrapixel_jax import components
+from convert.formats import variables_of
 from ultrapixel_jax.config import ClipTextConfig, StageAConfig, StageBConfig, StageCConfig
 
 KINDS = {"C": "SDCascadeResBlock", "T": "SDCascadeTimestepBlock", "A": "SDCascadeAttnBlock"}
@@ -104,11 +102,6 @@ def clip(config: ClipTextConfig) -> torch.nn.Module:
 
 def variables(name: str, config: Any, model: torch.nn.Module, dtype: Any) -> dict[str, Any]:
     """The weights of `model` as component `name`'s variables."""
-    tensors = dict(model.state_dict())
-    (fmt,) = [f for f in formats_of(tensors) if f.component == name]
-    keys = fmt.rename(list(tensors), config)
-    by_table = {keys[k]: v for k, v in tensors.items()}
-    paths = {p: s.shape for p, s in flatten(components.abstract(name, config)).items()}
-    steps = plan_import(fmt.rows, {k: tuple(v.shape) for k, v in by_table.items()}, paths, name)
-    taken, _ = import_tensors(steps, lambda key: by_table[key].float().numpy())
+    tensors = {key: tensor.float().numpy() for key, tensor in model.state_dict().items()}
+    taken = variables_of(name, config, tensors)
     return jax.tree.map(lambda x: jnp.asarray(x, dtype if x.dtype == np.float32 else None), taken)

@@ -16,15 +16,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import check_names, in_own_process, table
 from ultrapixel_jax.cli import parse_mesh
 from ultrapixel_jax.data.build import Parser, exit_code, whole
-from ultrapixel_jax.errors import UserError
 
 HW = tuple[int, int]
 
@@ -160,21 +159,6 @@ def measure(name: str, steps: int, mesh_sizes: dict[str, int] | None, compile_on
         }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown of the measured rows."""
-
-    def cell(row: dict[str, Any], key: str) -> str:
-        value = row.get(key)
-        if value is None:
-            return "–"
-        if key == "utilisation":
-            return f"{value:.0%}"
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-    lines = ["| " + " | ".join(title for _, title in COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    return "\n".join(lines + ["| " + " | ".join(cell(row, key) for key, _ in COLUMNS) + " |" for row in rows])
-
-
 def parser() -> Parser:
     """The command line."""
     p = Parser(
@@ -194,9 +178,7 @@ def parser() -> Parser:
 def run(argv: list[str]) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
-    for name in o.names:
-        if name not in CONFIGURATIONS:
-            raise UserError(f"configuration {name!r:.80} is not known; known are {', '.join(CONFIGURATIONS)}")
+    check_names("configuration", o.names, CONFIGURATIONS)
     if o.here:
         print(json.dumps(measure(o.names[0], o.steps, o.mesh, o.compile_only)))
         return
@@ -212,19 +194,12 @@ def run(argv: list[str]) -> None:
         del options[at : at + (1 if "=" in options[at] else 2)]
     rows = []
     for name in names:
-        print(f"{name} …", file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "benchmarks.training", name, "--here", *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["killed; out of memory?"])[-1]
-            print(f"{name} failed: {last}", file=sys.stderr)
-            continue
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-    if not rows:
-        raise UserError("nothing could be measured")
+        if row := in_own_process("benchmarks.training", name, [name, "--here", *options]):
+            rows.append(row)
+    text = table(COLUMNS, rows)
     first = rows[0]
     mesh = ", ".join(f"{axis}={n}" for axis, n in first["mesh"].items()) or "one device"
-    print(f"{first['devices']} x {first['device']} ({mesh}), jax {first['jax']}\n\n{table(rows)}")
+    print(f"{first['devices']} x {first['device']} ({mesh}), jax {first['jax']}\n\n{text}")
     if o.json:
         o.json.write_text(json.dumps(rows, indent=1) + "\n")
 

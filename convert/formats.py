@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from convert.apply import Shapes, Step, TableError, flatten, plan_import
+from convert.apply import Shapes, Step, TableError, flatten, import_tensors, plan_import
 from convert.rows import Row
 from convert.tables import (
     clip,
@@ -149,6 +149,16 @@ def formats_of(keys: Iterable[str]) -> list[Format]:
     """The formats whose telling tensors are all among `keys`."""
     keys = list(keys)
     return [f for f in FORMATS if all(any(re.fullmatch(t, key) for key in keys) for t in f.telling)]
+
+
+def variables_of(name: str, config: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Component `name`'s variables from the tensors of a file in memory, NumPy arrays, by its keys."""
+    (fmt,) = [f for f in formats_of(tensors) if f.component == name]
+    keys = fmt.rename(list(tensors), config)
+    by_table = {keys[key]: tensor for key, tensor in tensors.items()}
+    paths = {p: s.shape for p, s in flatten(components.abstract(name, config)).items()}
+    steps = plan_import(fmt.rows, {key: v.shape for key, v in by_table.items()}, paths, name)
+    return import_tensors(steps, by_table.__getitem__)[0]
 
 
 def recognise(shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: str) -> list[Recognised]:

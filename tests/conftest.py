@@ -18,10 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # convert/, configs/ and the scripts are used from the checkout
     sys.path.insert(0, str(ROOT))
 
-COMPILED = (
-    tempfile.TemporaryDirectory(prefix="compiled-") if "PYTEST_XDIST_WORKER" not in os.environ else None
-)
-if COMPILED is not None:  # workers and child processes inherit it
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and child processes inherit the first process's
+    COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

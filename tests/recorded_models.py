@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.apply import flatten, import_tensors, plan_import
-from convert.formats import formats_of
+from convert.formats import variables_of
 from tests.recordings import load, nhwc
 from tests.released import state_dict
-from ultrapixel_jax import components, sizes
+from ultrapixel_jax import sizes
 from ultrapixel_jax.config import GuidanceConfig, LevelConfig, StageBConfig, StageCConfig
 from ultrapixel_jax.diffusion.two_branch import ScaleInputs, StageCModel
 from ultrapixel_jax.models.guidance import Guidance
@@ -56,12 +55,7 @@ def stage_b_config(meta: dict) -> StageBConfig:
 
 def import_component(name: str, config: Any, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     """Variables from a released state dict, through recognition and the name table."""
-    (fmt,) = [f for f in formats_of(tensors) if f.component == name]
-    keys = fmt.rename(list(tensors), config)
-    by_table = {keys[k]: v for k, v in tensors.items()}
-    paths = {p: s.shape for p, s in flatten(components.abstract(name, config)).items()}
-    steps = plan_import(fmt.rows, {k: v.shape for k, v in by_table.items()}, paths, name)
-    return jax.tree.map(jnp.asarray, import_tensors(steps, by_table.__getitem__)[0])
+    return jax.tree.map(jnp.asarray, variables_of(name, config, tensors))
 
 
 def named(name: str, config: Any, first: int = 64) -> dict[str, Any]:

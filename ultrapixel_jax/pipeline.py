@@ -91,9 +91,10 @@ class Cascade:
         compute = jnp.dtype(dtype)
         config = self.config
 
-        def program(function: Callable[..., Any], batched: Sequence[int], **static: Any) -> Program:
-            options = {"batched": batched, "mesh": mesh, "report": report, "dtype": compute, **static}
-            return Program(function, **options)
+        def program(
+            function: Callable[..., Any], batched: Sequence[int], dtype: Any = compute, **static: Any
+        ) -> Program:
+            return Program(function, batched=batched, mesh=mesh, report=report, dtype=dtype, **static)
 
         clip = ClipText(config.clip_text, dtype=compute, param_dtype=compute)
         guidance = None if config.guidance is None else Guidance(config.guidance, compute)

@@ -43,7 +43,7 @@ class Program:
         self._static = set(static_argnums)
         self._mesh = mesh
         self._report = report
-        self._options = compiler_options(dtype)
+        self._dtype = dtype
         self._compiled: dict[Any, Any] = {}
 
     @property
@@ -60,7 +60,7 @@ class Program:
         key = (structure, static, tuple((x.shape, x.dtype) for x in leaves))
         if key not in self._compiled:
             with self._report.stage("compile"):
-                self._compiled[key] = self._jitted.lower(*placed).compile(self._options)
+                self._compiled[key] = self._jitted.lower(*placed).compile(compiler_options(self._dtype))
         return self._compiled[key](*arrays)
 
     def _place(self, i: int, arg: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import StableCascadeUNet
 
+from benchmarks import torch_models
 from tests.recorded_models import import_component
 from tests.recordings import relative_error
 from ultrapixel_jax.config import LevelConfig, StageBConfig, StageCConfig
@@ -37,32 +38,11 @@ NOISE_LEVELS = (
     # Angles reach 10,000 rad; one unit in the last place of diffusers' table of frequencies is 1e-3.
     (np.float32([0.3, 0.9]), 1e-4),
 )
-KINDS = {
-    "C": "SDCascadeResBlock",
-    "T": "SDCascadeTimestepBlock",
-    "A": "SDCascadeAttnBlock",
-}
 
 
-def unet(config, **kwargs) -> StableCascadeUNet:
-    levels = config.levels
-    model = StableCascadeUNet(
-        in_channels=config.c_latent,
-        out_channels=config.c_latent,
-        patch_size=config.patch_size,
-        conditioning_dim=config.c_cond,
-        block_out_channels=tuple(lv.channels for lv in levels),
-        num_attention_heads=tuple(lv.heads for lv in levels),
-        down_num_layers_per_block=tuple(lv.down_blocks for lv in levels),
-        up_num_layers_per_block=tuple(lv.up_blocks for lv in reversed(levels)),
-        down_blocks_repeat_mappers=tuple(lv.down_repeats for lv in levels),
-        up_blocks_repeat_mappers=tuple(lv.up_repeats for lv in reversed(levels)),
-        block_types_per_layer=tuple(tuple(KINDS[k] for k in lv.layers) for lv in levels),
-        clip_seq=config.clip_tokens,
-        timestep_conditioning_type=config.timestep_conditions,
-        dropout=(0.0,) * len(levels),
-        **kwargs,
-    )
+def unet(config) -> StableCascadeUNet:
+    """With named weights."""
+    model = torch_models.unet(config)
     weights = {k: torch.from_numpy(tensor(k, tuple(v.shape))) for k, v in model.state_dict().items()}
     model.load_state_dict(weights)
     return model.eval()
@@ -83,14 +63,7 @@ def values(*shape: int, seed: int = 0) -> np.ndarray:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(6, 8), (7, 5)])
 def test_stage_c(size):
-    model = unet(
-        STAGE_C,
-        clip_text_in_channels=24,
-        clip_text_pooled_in_channels=24,
-        clip_image_in_channels=20,
-        kernel_size=3,
-        switch_level=(False,),
-    )
+    model = unet(STAGE_C)
     variables = import_component("stage_c", STAGE_C, numpy_state(model))
     x, text, pooled, image = values(2, *size, 16), values(2, 9, 24), values(2, 24, seed=1), values(2, 20)
     module = StageC(STAGE_C)
@@ -115,13 +88,7 @@ def test_stage_c(size):
 @torch.no_grad()
 @pytest.mark.parametrize("size", [(32, 48), (38, 50)])
 def test_stage_b(size):
-    model = unet(
-        STAGE_B,
-        clip_text_pooled_in_channels=24,
-        effnet_in_channels=16,
-        pixel_mapper_in_channels=3,
-        switch_level=None,
-    )
+    model = unet(STAGE_B)
     variables = import_component("stage_b", STAGE_B, numpy_state(model))
     x, pooled, effnet = values(2, *size, 4), values(2, 24, seed=1), values(2, 5, 7, 16)
     pixels = values(2, 8, 8, 3, seed=2)

@@ -37,10 +37,7 @@ def cascade(stage_c, **changes) -> CascadeConfig:
 
 @pytest.mark.parametrize("scanned", [False, True])
 def test_stage_c_against_diffusers(scanned: bool) -> None:
-    model = unet(
-        STAGE_C, clip_text_in_channels=24, clip_text_pooled_in_channels=24, clip_image_in_channels=20,
-        kernel_size=3, switch_level=(False,),
-    )  # fmt: skip
+    model = unet(STAGE_C)
     config = config_of(
         StageCTask(diffusion=P2, dropout=False), batch_size=3, model=cascade(STAGE_C), scanned=scanned
     )

@@ -185,22 +185,15 @@ def depthwise(
 
     Output side: ceil(input / stride). Only the outputs that a stride keeps are computed.
     """
-    mesh = rows_mesh(x.shape[1])
-    if stride == 1 and mesh is not None and x.shape[1] // mesh.shape["rows"] >= kernel.shape[0] // 2:
-        local = by_rows(functools.partial(_depthwise_of_rows, padding=padding), mesh, False, True)
-        total = local(x, kernel.astype(jnp.float32))
-        return (total if bias is None else total + per_channel(bias, 4)).astype(x.dtype)
-    k = kernel.shape[0]
+    reach, kernel = kernel.shape[0] // 2, kernel.astype(jnp.float32)
     _, height, width, _ = x.shape
-    out_h, out_w = -(-height // stride), -(-width // stride)
-    pad = [(0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0)]
-    padded = jnp.pad(x, pad, mode="edge" if padding == "edge" else "constant")
-    if padding == "edge":  # else every tap is fused with a padding of its own, slower by ten times on CPUs
-        padded = jax.lax.optimization_barrier(padded)
-    if stride == 1:
-        total = _depthwise(padded, kernel.astype(jnp.float32))
+    mesh = rows_mesh(height)
+    if stride == 1 and mesh is not None and height // mesh.shape["rows"] >= reach:
+        total = by_rows(functools.partial(_depthwise_of_rows, padding=padding), mesh, False, True)(x, kernel)
     else:
-        total = _taps(padded, kernel, (out_h, out_w), stride)
+        padded = _pad(x, reach, reach, padding)
+        sides = -(-height // stride), -(-width // stride)
+        total = _depthwise(padded, kernel) if stride == 1 else _taps(padded, kernel, sides, stride)
     if bias is not None:
         total = total + per_channel(bias, 4)
     return total.astype(x.dtype)
@@ -218,10 +211,16 @@ def _depthwise_of_rows(x: Array, kernel: Array, padding: str) -> Array:
     if padding == "edge":  # the outermost devices have received zeros
         above = jnp.where(index == 0, x[:, :1], above)
         below = jnp.where(index == count - 1, x[:, -1:], below)
-    padded = jnp.concatenate([above, x, below], axis=1)
-    sides = [(0, 0), (0, 0), (reach, reach), (0, 0)]
-    padded = jnp.pad(padded, sides, mode="edge" if padding == "edge" else "constant")
-    return _depthwise(jax.lax.optimization_barrier(padded), kernel)
+    return _depthwise(_pad(jnp.concatenate([above, x, below], axis=1), 0, reach, padding), kernel)
+
+
+def _pad(x: Array, rows: int, columns: int, padding: str) -> Array:
+    """`x` with `rows` above and below and `columns` on both sides, of zeros or of its edges."""
+    edge = padding == "edge"
+    sides = [(0, 0), (rows, rows), (columns, columns), (0, 0)]
+    padded = jnp.pad(x, sides, mode="edge" if edge else "constant")
+    # Else every tap is fused with a padding of its own, slower by ten times on CPUs.
+    return jax.lax.optimization_barrier(padded) if edge else padded
 
 
 def _taps(padded: Array, kernel: Array, size: tuple[Any, Any], stride: int = 1) -> Array:

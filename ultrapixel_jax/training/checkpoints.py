@@ -21,9 +21,10 @@ from jaxtyping import PyTree
 
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.training.checksum import checksum
 from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, differences
 from ultrapixel_jax.training.runs import CHECKPOINTS, CONFIG, check_sum, config_to_json, one_error
-from ultrapixel_jax.training.state import TrainState, checksum
+from ultrapixel_jax.training.state import TrainState
 
 FULL = ("No space left", "Disk quota exceeded", "File too large", "RESOURCE_EXHAUSTED", "ENOSPC")
 

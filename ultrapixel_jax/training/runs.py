@@ -65,7 +65,7 @@ def check_sum(name: str, value: Any, saved: Mapping[str, Any]) -> None:
     Raises:
         ValueError: its bits are not those that were saved.
     """
-    from ultrapixel_jax.training.state import checksum
+    from ultrapixel_jax.training.checksum import checksum
 
     expected = saved.get("checksums", {}).get(name)
     if expected is not None and int(checksum(value)) != expected:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -129,21 +128,6 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
         adaptive=AdaptiveState(whole),  # pyright: ignore[reportArgumentType]
         key=whole,
     )
-
-
-@jax.jit
-def checksum(tree: Any) -> UInt32[Array, ""]:
-    """A number in which each bit of each array counts; the same on every mesh."""
-    total = jnp.zeros((), jnp.uint32)
-    for i, x in enumerate(jax.tree.leaves(tree)):
-        words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
-        place, stride = jnp.zeros_like(words), 1
-        for axis, size in enumerate(words.shape):
-            iota = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-            place, stride = place + iota * np.uint32(stride % 2**32), stride * size
-        # Odd weights, so that any one word changes the sum. Integers add up to the same in any order.
-        total += np.uint32(2 * i + 1) * jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
-    return total
 
 
 def place(state: TrainState, shardings: TrainState) -> TrainState:
