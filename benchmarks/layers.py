@@ -25,10 +25,11 @@ from ultrapixel_jax.data.build import Parser, exit_code, whole
 
 WAYS = {
     "attention": ("heads", "queries", "xla", "cudnn", "torch"),
-    "depthwise": ("shifts", "convolution", "torch"),
+    "depthwise": ("shifts", "convolution", "pallas", "torch"),
 }
 """`heads`: one head after the other; `queries`: one chunk of queries after the other; `xla`: all logits at
-once; `cudnn`: its flash kernel. `shifts`: nine shifted products; `convolution`: XLA's grouped one."""
+once; `cudnn`: its flash kernel. `shifts`: nine shifted products; `convolution`: XLA's grouped one; `pallas`:
+a kernel for NVIDIA GPUs."""
 COLUMNS = (
     ("layer", "layer"), ("tokens", "tokens"), ("way", "way"), ("dtype", "dtype"),
     ("forward_s", "forward, s"), ("gradient_s", "gradient, s"),
@@ -68,6 +69,10 @@ def jax_way(layer: str, way: str, tokens: int, dtype: str) -> tuple[Callable[...
             dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=CHANNELS,
         )  # fmt: skip
 
+    if way == "pallas":
+        from benchmarks.pallas_depthwise import depthwise
+
+        return depthwise, (x, kernel)
     return (convolution if way == "convolution" else lambda *a: layers.depthwise(*a, None)), (x, kernel)
 
 
@@ -177,7 +182,9 @@ def run(argv: list[str]) -> None:
             for way in WAYS[layer]:
                 if way == "torch" and (backend != "cpu" or not importlib.util.find_spec("torch")):
                     continue
-                if way == "cudnn" and (backend != "gpu" or o.dtype != "bfloat16"):
+                if way in ("cudnn", "pallas") and backend != "gpu":
+                    continue
+                if way == "cudnn" and o.dtype != "bfloat16":
                     continue
                 if way == "xla" and 4 * HEADS * tokens**2 > LOGITS:
                     continue

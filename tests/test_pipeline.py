@@ -63,10 +63,10 @@ def test_neighbours_and_place_in_the_batch_change_nothing(cascade, alone):
     padded = make(cascade, A, batch_size=2)
     assert len(padded) == 1
     for name in LATENTS:
-        np.testing.assert_array_equal(first[0].latents[name], second[1].latents[name])
+        assert relative_error(first[0].latents[name], second[1].latents[name]) < 1e-4  # another place
         np.testing.assert_array_equal(first[0].latents[name], padded[0].latents[name])
         assert relative_error(first[0].latents[name], alone.latents[name]) < 1e-3
-    np.testing.assert_array_equal(first[0].image, second[1].image)
+    assert np.abs(first[0].image.astype(int) - second[1].image).max() <= 1
     assert not np.array_equal(first[0].image, first[1].image)
 
 

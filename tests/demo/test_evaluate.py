@@ -191,11 +191,12 @@ def test_the_cascade_draws_batches_and_its_low_resolution_pass():
     assert [pair.image.shape for pair in first] == [(*size, 3)] * 2
     low = low_bucket(*size, 8).pixels
     assert [pair.low.shape for pair in first if pair.low is not None] == [(*low, 3)] * 2
-    # A batch that is not full, with the second case alone: the same picture from the same programs.
+    # A batch that is not full, with the second case alone, in another place of it: the same picture from
+    # the same programs, but for the rounding of products, which differs by place on some processors.
     (alone,) = draw([Case(size, cases[1].scene, cases[1].number)], ["a blue star"])
-    np.testing.assert_array_equal(alone.image, first[1].image)
+    assert np.abs(alone.image.astype(int) - first[1].image).max() <= 1
     assert alone.low is not None and first[1].low is not None
-    np.testing.assert_array_equal(alone.low, first[1].low)
+    assert np.abs(alone.low.astype(int) - first[1].low).max() <= 1
     assert alone.lr == low
 
 

@@ -1,0 +1,32 @@
+"""What the benchmarks measure beside the project's own code."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.pallas_depthwise import depthwise
+from ultrapixel_jax.models import layers
+
+
+def test_pallas_depthwise_and_its_gradient() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, weights = jax.random.normal(keys[0], (2, 5, 37, 128)), jax.random.normal(keys[1], (2, 5, 37, 128))
+    kernel = jax.random.normal(keys[2], (3, 3, 128))
+
+    def all_of(function):
+        out, gradient = jax.vjp(function, x, kernel)
+        return out, *gradient(weights)
+
+    found = all_of(lambda x, kernel: depthwise(x, kernel, True))
+    expected = all_of(lambda x, kernel: layers.depthwise(x, kernel, None))
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_pallas_depthwise_lowers_for_gpus() -> None:
+    x, kernel = (
+        jax.ShapeDtypeStruct((2, 96, 96, 2048), jnp.bfloat16),
+        jax.ShapeDtypeStruct((3, 3, 2048), jnp.bfloat16),
+    )
+    traced = jax.jit(lambda x, kernel: depthwise(x, kernel)).trace(x, kernel)
+    assert "custom_call" in traced.lower(lowering_platforms=("cuda",)).as_text()
