@@ -45,6 +45,7 @@ def train(config: TrainConfig) -> int:
     compilation_cache.use()
     mesh = machines.mesh_of(config.mesh)
 
+    from ultrapixel_jax.compiler import options_to_initialise
     from ultrapixel_jax.data.loader import Loader
     from ultrapixel_jax.report import matmul_rate
     from ultrapixel_jax.sources import Sources
@@ -82,7 +83,8 @@ def train(config: TrainConfig) -> int:
         abstract = jax.eval_shape(create, given)
         shardings = states.state_shardings(abstract, optimizer, mesh)
         if checkpoints.latest is None:
-            state, position = jax.jit(create, out_shardings=shardings)(given), {}
+            options = options_to_initialise(abstract)
+            state, position = jax.jit(create, out_shardings=shardings, compiler_options=options)(given), {}
         else:
             state, position = checkpoints.restore(states.place(abstract, shardings))
             loader.restore(position)

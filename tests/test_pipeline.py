@@ -127,11 +127,12 @@ def test_bfloat16(alone):
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 4}])
 def test_mesh_gives_the_single_device_picture(cascade, axes):
     mesh = make_mesh(axes)
-    expected = make(cascade, A, B, batch_size=8)
+    requests = request("a red circle", 1, 256, 256), request("a blue square", 2, 256, 256)
+    expected = make(cascade, *requests, batch_size=8)
     model = Cascade.load(None, mesh=mesh)
     split = [x for x in jax.tree.leaves(model._variables["stage_c"]) if not x.is_fully_replicated]
     assert bool(split) == (axes.get("fsdp", 1) * axes.get("tensor", 1) > 1)
-    found = make(model, A, B, batch_size=8)
+    found = make(model, *requests, batch_size=8)
     for one, other in zip(found, expected, strict=True):
         for name in LATENTS:
             assert relative_error(one.latents[name], other.latents[name]) < 1e-3

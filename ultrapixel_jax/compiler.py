@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 _OPTION = "xla_cpu_experimental_ynn_fusion_type"
 _KINDS = {"float32": "", "bfloat16": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 """What is left to YNNPACK, by dtype; by default products and sums are."""
+FEW_VALUES = 30_000_000
+"""Random values that are drawn in a few seconds by a program that was not optimised."""
 
 
 def compiler_options(dtype: Any) -> dict[str, Any] | None:
@@ -25,6 +28,17 @@ def compiler_options(dtype: Any) -> dict[str, Any] | None:
     if jax.default_backend() == "cpu" and kind is not None and _known():
         return {_OPTION: kind}
     return None
+
+
+def options_to_initialise(variables: Any) -> dict[str, Any] | None:
+    """For `jax.jit` of a program that makes random `variables`, abstract ones here; None for the defaults.
+
+    It runs once. On CPUs, optimising the random numbers of a hundred small arrays takes longer than drawing
+    them (2 s instead of 11 s for the tiny cascade's encoder), but for large ones it is worth its time.
+    """
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(variables))
+    small = jax.default_backend() == "cpu" and count < FEW_VALUES
+    return {"xla_backend_optimization_level": 0} if small else None
 
 
 @functools.cache

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from ultrapixel_jax import components
 from ultrapixel_jax.checkpoint import restore
+from ultrapixel_jax.compiler import options_to_initialise
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.manifest import identity, read_manifest
@@ -122,7 +123,8 @@ class Sources:
 
             abstract = jax.eval_shape(make)
             shardings = None if place is None else _by_path(place, abstract)
-            return jax.jit(make, out_shardings=shardings)()
+            options = options_to_initialise(abstract)
+            return jax.jit(make, out_shardings=shardings, compiler_options=options)()
 
         self.entries[name] = Entry(config, "random numbers", load)
 
