@@ -56,8 +56,13 @@ def test_buckets_at_their_edges(value: float) -> None:
     np.testing.assert_allclose(updated.losses[changed[0]], 0.99 + 0.01 * 3, rtol=1e-6)
 
 
+def numbers(low: float, high: float) -> st.SearchStrategy[float]:
+    """Without subnormal ones, which CPUs take for 0 here."""
+    return st.floats(low, high, width=32, allow_subnormal=False)
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.floats(-15, 15, width=32), st.floats(0, 9, width=32)), min_size=8, max_size=8))
+@given(st.lists(st.tuples(numbers(-15, 15), numbers(0, 9)), min_size=8, max_size=8))
 def test_running_means_and_weights(samples: list[tuple[float, float]]) -> None:
     logsnr = jnp.asarray([s for s, _ in samples], jnp.float32)
     losses = jnp.asarray([v for _, v in samples], jnp.float32)
