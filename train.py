@@ -83,7 +83,7 @@ def train(config: TrainConfig) -> int:
         abstract = jax.eval_shape(create, given)
         shardings = states.state_shardings(abstract, optimizer, mesh)
         if checkpoints.latest is None:
-            options = options_to_initialise(abstract)
+            options = options_to_initialise(abstract.params)
             state, position = jax.jit(create, out_shardings=shardings, compiler_options=options)(given), {}
         else:
             state, position = checkpoints.restore(states.place(abstract, shardings))

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 _OPTION = "xla_cpu_experimental_ynn_fusion_type"
 _KINDS = {"float32": "", "bfloat16": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 """What is left to YNNPACK, by dtype; by default products and sums are."""
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
+"""Compiles small programs in a third of the time, for those that run once or a few times."""
 FEW_VALUES = 30_000_000
 """Random values that are drawn in a few seconds by a program that was not optimised."""
 
@@ -38,7 +40,7 @@ def options_to_initialise(variables: Any) -> dict[str, Any] | None:
     """
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(variables))
     small = jax.default_backend() == "cpu" and count < FEW_VALUES
-    return {"xla_backend_optimization_level": 0} if small else None
+    return UNOPTIMISED if small else None
 
 
 @functools.cache

@@ -11,14 +11,12 @@ import numpy as np
 import optax
 
 from configs.tiny import config as tiny
+from ultrapixel_jax.compiler import UNOPTIMISED
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.config import OptimizerConfig, TrainConfig
 from ultrapixel_jax.training.step import make_step
 from ultrapixel_jax.training.tasks import make_task
-
-QUICKLY = {"xla_backend_optimization_level": 0}
-"""Compiler options of programs that run a few times only: a third of the time to compile."""
 
 
 def keep_gradient() -> optax.GradientTransformation:
@@ -56,8 +54,8 @@ def start(config: TrainConfig, given: dict[str, Any] | None = None, optimizer: A
     optimizer = optimizer or keep_gradient()
     create = states.creator(task, optimizer)
     arranged = {name: task.arrange(name, v) for name, v in (given or {}).items()}
-    state = jax.jit(create, compiler_options=QUICKLY)(arranged)
-    return task, optimizer, state, jax.jit(make_step(task, optimizer), compiler_options=QUICKLY)
+    state = jax.jit(create, compiler_options=UNOPTIMISED)(arranged)
+    return task, optimizer, state, jax.jit(make_step(task, optimizer), compiler_options=UNOPTIMISED)
 
 
 def gradient(config: TrainConfig, given: Any, frozen: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
