@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -10,7 +11,14 @@ from convert.apply import flatten
 from ultrapixel_jax import components
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig
 from ultrapixel_jax.models.scan import stack
-from ultrapixel_jax.sharding import constrain, make_mesh, parameter_sharding, parameter_spec
+from ultrapixel_jax.sharding import (
+    by_examples_and_heads,
+    by_rows,
+    constrain,
+    make_mesh,
+    parameter_sharding,
+    parameter_spec,
+)
 
 FULL = CascadeConfig()
 
@@ -49,3 +57,30 @@ def test_dimensions_that_do_not_divide_are_replicated():
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
     assert parameter_sharding("params/a/kernel", (6, 8), mesh).spec == P(None, "tensor")
     assert parameter_sharding("params/a/kernel", (8, 7), mesh).spec == P("fsdp", None)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 2, "rows": 2}, {"fsdp": 8}, {}])
+def test_own_examples_and_heads_are_all_of_them(sizes, rows):
+    seen = []
+
+    def attend(q, k):
+        seen.append((q.shape, k.shape))
+        return jax.nn.dot_product_attention(q, k, k)
+
+    def with_gradients(function, *args):
+        out, pull = jax.vjp(lambda *args: jax.numpy.sin(function(*args)), *args)
+        return out, *pull(out)
+
+    q, k = (jax.random.normal(jax.random.key(n), (2, n, 4, 8)) for n in (6, 9))
+    expected = jax.jit(lambda q, k: with_gradients(attend, q, k))(q, k)
+    divided = by_examples_and_heads(attend)
+    rows = rows and "rows" in sizes
+    with jax.set_mesh(make_mesh(sizes, None if sizes else jax.devices()[:1])) as _:
+        if rows:
+            divided = by_rows(divided, jax.sharding.get_abstract_mesh(), False, True)
+        found = jax.jit(lambda q, k: with_gradients(divided, q, k))(q, k)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    # The batch of two does not divide over eight devices.
+    own = ((1, 3 if rows else 6, 2, 8), (1, 9, 2, 8)) if "tensor" in sizes else (q.shape, k.shape)
+    assert seen[-1] == own

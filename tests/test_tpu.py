@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from configs.full import config as full
 from ultrapixel_jax import components
@@ -13,8 +14,10 @@ from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.diffusion import two_branch
 from ultrapixel_jax.diffusion.sampler import make_table
 from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
+from ultrapixel_jax.models.attention import attention
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.stage_c import StageC
+from ultrapixel_jax.sharding import make_mesh
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.config import GuidanceTask, TrainConfig
 from ultrapixel_jax.training.optimizer import make_optimizer
@@ -30,6 +33,11 @@ def spec(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+
+
 def lowered(function: Any, *args: Any) -> str:
     return jax.jit(function).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
 
@@ -42,6 +50,7 @@ def check(text: str) -> None:
     assert any(tokens in shape for shape in shapes)  # the maps themselves are there, as tokens
     quadratic = [shape for shape in shapes if sum(size >= tokens for size in shape) > 1]
     assert not quadratic, quadratic
+    assert "tpu_custom_call" in text  # the attention kernel
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +68,21 @@ def test_the_check_finds_logits() -> None:
     plain = lowered(lambda q: jax.nn.dot_product_attention(q, q, q, implementation="xla"), q)
     with pytest.raises(AssertionError):
         check(plain)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 2, "rows": 2}, {"fsdp": 8}])
+def test_the_attention_kernel_on_a_mesh(sizes: dict[str, int]) -> None:
+    def loss(q, k):
+        return jax.numpy.sum(attention(q, k, k).astype(jax.numpy.float32))
+
+    mesh = make_mesh(sizes)
+    place = NamedSharding(mesh, PartitionSpec())
+    q, k = (jax.ShapeDtypeStruct((2, n, 4, 64), BF16, sharding=place) for n in (9216, 9301))
+    with jax.set_mesh(mesh):
+        text = lowered(jax.grad(loss), q, k)
+    check(text)
+    # Two of the four heads, half of the queries, one example.
+    assert ("tensor<1x2x4608x64xbf16>" in text) == ("rows" in sizes)
 
 
 def test_sampler(prompts: Prompts) -> None:

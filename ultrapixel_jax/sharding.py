@@ -119,6 +119,27 @@ def by_rows(function: Callable[..., Array], mesh: AbstractMesh, *whole: bool) ->
     )  # the other axes stay with the compiler
 
 
+def by_examples_and_heads(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function` of arrays (batch, tokens, heads, width), of each device's own examples and heads.
+
+    For kernels, which the compiler does not divide. What the mesh does not divide, every device computes.
+    """
+
+    def divided(*arrays: Array) -> Array:
+        mesh: Any = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return function(*arrays)
+        names = [name for name in mesh.axis_names if name not in mesh.manual_axes]
+        batch, _, heads, _ = arrays[0].shape
+        count = math.prod(mesh.shape[a] for a in ACTIVATION_AXES["batch"] or ())
+        examples = ACTIVATION_AXES["batch"] if batch % count == 0 else None
+        spec = P(examples, None, "tensor" if heads % mesh.shape["tensor"] == 0 else None)
+        own = jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=set(names), check_vma=False)
+        return own(*arrays)
+
+    return divided
+
+
 def constrain(x: Array, *axes: str) -> Array:
     """Place activation `x`, whose axes have these names, as the table says; nothing without a mesh.
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 
 from tests.recordings import relative_error
 from ultrapixel_jax.models import attention as attn
@@ -48,6 +49,27 @@ def test_attention_forward_and_gradient(path, queries):
     half = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
     out = jax.jit(path)(*half)
     assert out.dtype == jnp.bfloat16 and relative_error(out, expected) < 0.03
+
+
+@pytest.mark.parametrize("queries, keys", [(600, 130), (256, 341)])
+def test_the_attention_of_tpus_forward_and_gradient(monkeypatch, queries, keys):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(attn, "FEW_PAIRS", 0)
+    q, k, v = (
+        jnp.asarray(normal(2, n, 2, 64, seed=seed), jnp.bfloat16)
+        for seed, n in enumerate((queries, keys, keys))
+    )
+    weights = jnp.asarray(normal(2, queries, 2, 64, seed=3))
+
+    def with_gradients(path, *args):
+        out, pull = jax.vjp(path, *args)
+        return out, *pull(weights.astype(out.dtype))
+
+    with pltpu.force_tpu_interpret_mode():
+        found = jax.jit(lambda *args: with_gradients(attn.attention, *args))(q, k, v)
+    expected = with_gradients(plain_attention, *(x.astype(jnp.float32) for x in (q, k, v)))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.bfloat16 and relative_error(a, b) < 0.02
 
 
 def test_attention_of_large_logits_stays_finite():

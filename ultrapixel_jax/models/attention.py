@@ -1,8 +1,9 @@
 """Multi-head attention whose memory grows linearly with the number of tokens, forwards and backwards.
 
 The logits of all pairs of tokens never exist at once: on CPUs one head (and one chunk of queries) at a
-time, on NVIDIA GPUs in cuDNN's flash kernel, elsewhere one chunk of queries at a time. All of them
-take the softmax in float32. The gradient computes a chunk's logits again instead of keeping them.
+time, on NVIDIA GPUs in cuDNN's flash kernel, on TPUs in JAX's, both for bfloat16, elsewhere one chunk of
+queries at a time. All of them take the softmax in float32. The gradient computes a chunk's logits again
+instead of keeping them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.models.layers import product
-from ultrapixel_jax.sharding import by_rows, rows_mesh
+from ultrapixel_jax.sharding import by_examples_and_heads, by_rows, rows_mesh
 
 QUERY_CHUNK = 1152
 """Queries at a time, at most, where one head is computed after the other."""
@@ -22,6 +23,8 @@ FEW_PAIRS = 1 << 17
 """Query-key pairs up to which CPUs, too, compute all heads together: the steps of a loop would cost more."""
 LOGITS_AT_ONCE = 1 << 26
 """Logits at a time, at most, where all heads are computed together: 256 MiB of float32."""
+FLASH_BLOCK = 512
+"""Queries and keys at a time, at most, in the TPU's kernel; 128 or a multiple."""
 
 
 def attention(
@@ -37,11 +40,13 @@ def attention(
 
 
 def _attention(q: Array, k: Array, v: Array) -> Array:
+    pairs = q.shape[1] * k.shape[1]
+    small = isinstance(pairs, int) and pairs <= FEW_PAIRS
     if q.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
         # Tracing this kernel already asks for cuDNN, so that it cannot be one of the branches below.
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    pairs = q.shape[1] * k.shape[1]
-    small = isinstance(pairs, int) and pairs <= FEW_PAIRS
+    if q.dtype == jnp.bfloat16 and jax.default_backend() == "tpu" and isinstance(pairs, int) and not small:
+        return by_examples_and_heads(_flash_tpu)(q, k, v)  # importing Pallas takes CPUs too long
     return jax.lax.platform_dependent(q, k, v, cpu=_by_queries if small else _by_heads, default=_by_queries)
 
 
@@ -89,3 +94,38 @@ def _in_chunks(attend, q: Array, k: Array, v: Array, *, size: int, axis: int = 0
     out = jax.lax.map(lambda chunk: attend(chunk, k, v), chunks)
     joined = jnp.concatenate([out[i] for i in range(count)], axis=axis)
     return jax.lax.slice_in_dim(joined, 0, n, axis=axis)
+
+
+def _flash_tpu(q: Array, k: Array, v: Array) -> Array:
+    """JAX's Pallas kernel for TPUs: the softmax is gathered block by block, in the chip's own memory.
+
+    Blocks are multiples of 128, so that queries and keys are padded; a padded key is of another segment
+    than any query.
+    """
+    from jax.experimental.pallas.ops.tpu import flash_attention as kernel
+
+    n, m = q.shape[1], k.shape[1]
+    (block_q, n_padded), (block_k, m_padded) = _blocks(n), _blocks(m)
+
+    def padded(x: Array, size: int) -> Array:
+        return jnp.pad(x.transpose(0, 2, 1, 3), [(0, 0), (0, 0), (0, size - x.shape[1]), (0, 0)])
+
+    keys = jnp.broadcast_to(jnp.arange(m_padded) >= m, (len(q), m_padded)).astype(jnp.int32)
+    segments = kernel.SegmentIds(jnp.zeros((len(q), n_padded), jnp.int32), keys)
+    blocks = kernel.BlockSizes(
+        block_b=1, block_q=block_q, block_k_major=block_k, block_k=block_k,
+        block_q_major_dkv=block_q, block_q_dkv=block_q, block_k_major_dkv=block_k, block_k_dkv=block_k,
+        block_q_dq=block_q, block_k_major_dq=block_k, block_k_dq=block_k,
+    )  # fmt: skip
+    out = kernel.flash_attention(
+        padded(q, n_padded), padded(k, m_padded), padded(v, m_padded), segment_ids=segments,
+        sm_scale=1.0 / math.sqrt(q.shape[-1]), block_sizes=blocks,
+    )  # fmt: skip
+    return out[:, :, :n].transpose(0, 2, 1, 3)
+
+
+def _blocks(tokens: int) -> tuple[int, int]:
+    """(size of a block, tokens of all blocks): as few blocks as possible, with little padding."""
+    count = -(-tokens // FLASH_BLOCK)
+    size = 128 * -(-tokens // (128 * count))
+    return size, size * count
