@@ -11,10 +11,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ultrapixel_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HW = tuple[int, int]
 
@@ -136,6 +138,8 @@ def scale(hr_h: int, hr_w: int) -> np.float32:
     In Python floats, rounded once at the end: the embedding multiplies it by 10,000, so that one unit
     in the last place shows in the output.
     """
+    import numpy as np  # not before: `--help` needs none of it
+
     return np.float32(math.sqrt(math.log(hr_h * hr_w) / math.log(24 * 24)))
 
 
