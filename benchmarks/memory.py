@@ -120,7 +120,7 @@ def run(argv: list[str]) -> None:
     for size in sizes:
         for stage, lowered in programs(config, Bucket.of(*size), mesh).items():
             if o.stage in (None, stage):
-                memory: Any = lowered.compile(compiler_options("bfloat16")).memory_analysis()
+                memory: Any = lowered.compile(compiler_options("bfloat16", stage == "B")).memory_analysis()
                 cells = (memory.argument_size_in_bytes / 1e9, memory.temp_size_in_bytes / 1e9)
                 print(
                     f"| {size[0]}x{size[1]} | {name} | {stage} | {cells[0]:.2f} | {cells[1]:.2f} |",

@@ -12,7 +12,9 @@ two passes, as one batch of two.
 Where torch, diffusers and transformers are installed, their implementation runs on the same weights and
 inputs, alternating with this one, with as many threads, in whichever of torch's two memory layouts is faster
 there; the last columns give its time, the ratio (below 1: this project is faster), and the largest difference
-of the outputs relative to the largest value. On other devices than CPUs torch is left out.
+of the outputs relative to the largest value. On other devices than CPUs torch is left out. A guided step
+alternates with one without guidance, and its ratio is to that. In bfloat16 torch rounds the time before it
+embeds it, so that the outputs of a step differ.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ COLUMNS = (
     ("seconds", "time, s"), ("tflops", "TFLOP/s"), ("matmul_tflops", "matrix product, TFLOP/s"),
     ("utilisation", "utilisation"), ("peak_gb", "peak, GB"), ("temporaries_gb", "temporaries, GB"),
     ("compile_s", "compile, s"), ("cached_s", "from cache, s"),
-    ("torch_s", "PyTorch, s"), ("ratio", "ratio"), ("difference", "difference"),
+    ("torch_s", "PyTorch, s"), ("plain_s", "unguided, s"), ("ratio", "ratio"), ("difference", "difference"),
 )  # fmt: skip
 
 
@@ -69,6 +71,8 @@ class Case:
     batch: int
     torch: Callable[[bool], Any] | None = None
     """The same in torch, maps in memory channels last or not; gives what `function` gives, as numpy."""
+    plain: Callable[..., Any] | None = None
+    """The same without guidance, of the same arguments."""
 
 
 def build(name: str, config: Any, size: tuple[int, int], dtype: str, torch: bool) -> Case:
@@ -173,7 +177,7 @@ def build(name: str, config: Any, size: tuple[int, int], dtype: str, torch: bool
         if not guided:
             run = None
             if model is not None:
-                maps, r_torch = other(x), other(r)
+                maps, r_torch = other(x), other(r).to(model.dtype)  # as its pipeline does
                 more = {
                     "clip_text_pooled": other(pooled)[:, None], "clip_text": other(text),
                     "clip_img": other(image)[:, None],
@@ -191,6 +195,7 @@ def build(name: str, config: Any, size: tuple[int, int], dtype: str, torch: bool
             lambda v, x, r, k, p, s: stage_c(v).denoise(x, r, k, p, s).epsilon, made,
             (x, r, conditioning, prepared, scale),
             operations + flops.guidance_fuse_flops(guidance, latent, 2), latent, 2,
+            plain=lambda v, x, r, k, p, s: stage_c(v).denoise(x, r, k).epsilon,
         )  # fmt: skip
     if name == "b":
         c = config.stage_b
@@ -203,7 +208,8 @@ def build(name: str, config: Any, size: tuple[int, int], dtype: str, torch: bool
         conditioning = jax.block_until_ready(condition(v, pooled, effnet))
         run = None
         if model is not None:
-            maps, effnets, r_torch, vector = other(x), other(effnet), other(r), other(pooled)[:, None]
+            maps, effnets, vector = other(x), other(effnet), other(pooled)[:, None]
+            r_torch = other(r).to(model.dtype)
             run = lambda last: to_numpy(  # noqa: E731
                 model(maps[last], r_torch, clip_text_pooled=vector, effnet=effnets[last]).sample
             )
@@ -247,11 +253,12 @@ def measure(o: argparse.Namespace, name: str, size: tuple[int, int]) -> dict[str
     if name.startswith("a"):
         row["dtype"] = "float32"
     row |= {"latent": f"{case.latent[0]}x{case.latent[1]}", "batch": case.batch}
+    options = compiler_options(row["dtype"], name in ("a", "a-tiled", "b"))
     if name == "a-tiled":
         from ultrapixel_jax.tiling import decode_tiled, halo_for, tile_for_budget
 
         halo = halo_for(config.stage_a)
-        decode = jax.jit(case.function, compiler_options=compiler_options("float32"))
+        decode = jax.jit(case.function, compiler_options=options)
         tile = tile_for_budget(4 * 10**9, config.stage_a, "float32")
 
         def run() -> Any:
@@ -260,7 +267,6 @@ def measure(o: argparse.Namespace, name: str, size: tuple[int, int]) -> dict[str
         run()
     else:
         lowered = jax.jit(case.function).lower(case.variables, *case.inputs)
-        options = compiler_options(row["dtype"])
         began = time.perf_counter()
         compiled = lowered.compile(options)
         row["compile_s"] = time.perf_counter() - began
@@ -274,6 +280,10 @@ def measure(o: argparse.Namespace, name: str, size: tuple[int, int]) -> dict[str
     result = run()
     row["peak_gb"] = (report.peak_bytes() or 0) / 1e9
     reference = None if case.torch is None else faster_layout(case.torch)
+    if case.plain is not None:
+        plain = jax.jit(case.plain).lower(case.variables, *case.inputs).compile(options)
+        reference = lambda: jax.block_until_ready(plain(case.variables, *case.inputs))  # noqa: E731
+        reference()
     times, theirs = [], []
     expected: Any = None
     for _ in range(o.repeat):
@@ -288,9 +298,10 @@ def measure(o: argparse.Namespace, name: str, size: tuple[int, int]) -> dict[str
         "utilisation": case.operations / seconds / rate,
     }  # fmt: skip
     if theirs:
+        other = float(np.median(theirs))
+        row |= {"torch_s" if case.plain is None else "plain_s": other, "ratio": seconds / other}
+    if case.torch is not None:
         found = np.asarray(result, np.float32)
-        row["torch_s"] = float(np.median(theirs))
-        row["ratio"] = seconds / row["torch_s"]
         row["difference"] = float(np.abs(found - expected).max() / np.abs(expected).max())
     return row
 

@@ -46,7 +46,7 @@ class Configuration:
 
 CONFIGURATIONS = {
     "tiny": Configuration("configs/train/tiny.py", (24, 24), (12, 12), 4),
-    "demo-stage-c": Configuration("configs/demo/stage_c.py", (12, 12), (12, 12), 32),
+    "demo-stage-c": Configuration("configs/demo/stage_c.py", (9, 9), (9, 9), 32),
     "lite-24": Configuration("configs/train/guidance_lite.py", (24, 24), (24, 24), 1),
     "full-24": Configuration("configs/train/guidance.py", (24, 24), (24, 24), 4, on_cpu=False),
     "full-48": Configuration("configs/train/guidance.py", (48, 48), (24, 24), 4, on_cpu=False),

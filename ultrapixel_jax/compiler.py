@@ -10,23 +10,24 @@ import jax
 import jax.numpy as jnp
 
 _OPTION = "xla_cpu_experimental_ynn_fusion_type"
-_KINDS = {"float32": "", "bfloat16": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-"""What is left to YNNPACK, by dtype; by default products and sums are."""
+_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+_KINDS = {("bfloat16", True): _PRODUCTS, ("bfloat16", False): _PRODUCTS, ("float32", True): ""}
+"""What is left to YNNPACK, by dtype and whether maps are wide; by default products and sums are."""
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
 """Compiles small programs in a third of the time, for those that run once or a few times."""
 FEW_VALUES = 30_000_000
 """Random values that are drawn in a few seconds by a program that was not optimised."""
 
 
-def compiler_options(dtype: Any) -> dict[str, Any] | None:
+def compiler_options(dtype: Any, wide_maps: bool) -> dict[str, Any] | None:
     """For `Lowered.compile` of a sampling program that computes in `dtype`; None for the defaults.
 
     On CPUs, XLA's own kernels instead of YNNPACK's for sums, which otherwise keep every tap of a
-    depthwise convolution in memory (four times the temporaries of stage B), and for float32 products,
-    5 to 30 % faster for whole networks. bfloat16 products stay with YNNPACK, which is faster there
-    (docs/measurements.md).
+    depthwise convolution in memory (four times the temporaries of stage B), and for float32 products
+    of networks with wide maps of few channels (stages A and B), which takes a quarter off stage A.
+    Large products are YNNPACK's: up to 8 % faster for stage C (docs/measurements.md).
     """
-    kind = _KINDS.get(jnp.dtype(dtype).name)
+    kind = _KINDS.get((jnp.dtype(dtype).name, wide_maps))
     if jax.default_backend() == "cpu" and kind is not None and _known():
         return {_OPTION: kind}
     return None

@@ -92,9 +92,9 @@ class Cascade:
         config = self.config
 
         def program(
-            function: Callable[..., Any], batched: Sequence[int], dtype: Any = compute, **static: Any
+            function: Callable[..., Any], batched: Sequence[int], dtype: Any = compute, **options: Any
         ) -> Program:
-            return Program(function, batched=batched, mesh=mesh, report=report, dtype=dtype, **static)
+            return Program(function, batched=batched, mesh=mesh, report=report, dtype=dtype, **options)
 
         clip = ClipText(config.clip_text, dtype=compute, param_dtype=compute)
         guidance = None if config.guidance is None else Guidance(config.guidance, compute)
@@ -156,18 +156,22 @@ class Cascade:
 
             return run_steps(denoise, x, (), passes.table, first, last, fresh(passes.keys, x))[0]
 
-        self._condition_b = program(condition_b, [1, 2], static_argnums=(3,))
-        self._b = program(steps_b, [1, 2])
+        self._condition_b = program(condition_b, [1, 2], static_argnums=(3,), wide_maps=True)
+        self._b = program(steps_b, [1, 2], wide_maps=True)
 
         # The decoders run in float32 whatever the dtype: bfloat16 has fewer values than a byte in [0, 1].
         stage_a, previewer = StageA(config.stage_a), Previewer(config.previewer)
         self._decode = program(
-            lambda v, z: stage_a.apply(v["stage_a"], z, method="decode"), [1], dtype=jnp.float32
+            lambda v, z: stage_a.apply(v["stage_a"], z, method="decode"),
+            [1],
+            dtype=jnp.float32,
+            wide_maps=True,
         )
         self._preview = program(
             lambda v, z: to_uint8(previewer.apply(v["previewer"], z)),  # pyright: ignore[reportArgumentType]
             [1],
             dtype=jnp.float32,
+            wide_maps=True,
         )
 
     @classmethod

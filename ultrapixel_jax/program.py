@@ -26,6 +26,7 @@ class Program:
         report: compilation time counts to its stage `compile`.
         static_argnums: arguments that are no arrays.
         dtype: what it mostly computes in, for `compiler_options`.
+        wide_maps: whether it is a decoder, with more positions than channels, for these too.
     """
 
     def __init__(
@@ -37,13 +38,14 @@ class Program:
         report: Report,
         static_argnums: tuple[int, ...] = (),
         dtype: Any = jax.numpy.float32,
+        wide_maps: bool = False,
     ) -> None:
         self._jitted = jax.jit(function, static_argnums=static_argnums)
         self._batched = set(batched)
         self._static = set(static_argnums)
         self._mesh = mesh
         self._report = report
-        self._dtype = dtype
+        self._dtype, self._wide_maps = dtype, wide_maps
         self._compiled: dict[Any, Any] = {}
 
     @property
@@ -60,7 +62,8 @@ class Program:
         key = (structure, static, tuple((x.shape, x.dtype) for x in leaves))
         if key not in self._compiled:
             with self._report.stage("compile"):
-                self._compiled[key] = self._jitted.lower(*placed).compile(compiler_options(self._dtype))
+                options = compiler_options(self._dtype, self._wide_maps)
+                self._compiled[key] = self._jitted.lower(*placed).compile(options)
         return self._compiled[key](*arrays)
 
     def _place(self, i: int, arg: Any) -> Any:
