@@ -10,6 +10,7 @@ config = dataclasses.replace(
     stage_b,
     task=PreviewerTask(),
     data=DataConfig(areas=(288,), ratios=("1/1",), batch_size=16, lr_side=2, image_vector_probability=0.0),
+    start_from_sources=False,
     random_frozen=False,
     steps=1500,
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, schedule="cosine", ema_decay=0.99),

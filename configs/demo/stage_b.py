@@ -17,6 +17,7 @@ config = TrainConfig(
     task=StageBTask(condition_scales=(0.75,), condition_dropout=0.05, pyramid_levels=(0, 0)),
     model=demo,
     data=DataConfig(areas=(256,), ratios=("1/1",), batch_size=16, lr_side=2, image_vector_probability=0.0),
+    start_from_sources=True,  # the encoder
     random_frozen=True,  # the text encoder, which does not exist yet; a second part takes the real one
     steps=2400,
     scanned=False,

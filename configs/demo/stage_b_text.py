@@ -9,7 +9,6 @@ assert isinstance(stage_b.task, StageBTask)
 config = dataclasses.replace(
     stage_b,
     task=dataclasses.replace(stage_b.task, train_encoder=False),
-    start_from_sources=True,
     random_frozen=False,
     steps=1500,
     optimizer=OptimizerConfig(learning_rate=4e-4, warmup_steps=100, schedule="cosine", ema_decay=0.998),

@@ -47,7 +47,8 @@ def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, lis
     yield "the tokenizer", module("ultrapixel_jax.demo.words", at("words"))
     yield "tiles", draw("tiles", TILES, "--side", 384, 512, 1024, 2048, "--tile", 256)
     yield "stage A", train("stage_a", "stage_a", "tiles", ["words"])
-    yield "stage B and the EffNet encoder", train("stage_b", "stage_b", "tiles", ["words", "stage_a"])
+    yield "the EffNet encoder", train("encoder", "encoder", "tiles", ["words"])
+    yield "stage B and that encoder", train("stage_b", "stage_b", "tiles", ["words", "stage_a", "encoder"])
     # The encoder sees 3/4 of a picture's side: 9×9 positions for the base size of 384².
     yield "pictures of the base size", draw("base", BASE, "--side", 288)
     yield (
