@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -114,9 +115,20 @@ def by_rows(function: Callable[..., Array], mesh: AbstractMesh, *whole: bool) ->
         whole: by argument, whether every device gets all of it instead.
     """
     specs = tuple(P() if all_of_it else P(None, "rows") for all_of_it in whole)
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=specs, out_specs=P(None, "rows"), axis_names={"rows"}, check_vma=False
-    )  # the other axes stay with the compiler
+
+    def divided(*arrays: Array) -> Array:
+        own = jax.shard_map(
+            lambda *given: function(*(x.astype(y.dtype) for x, y in zip(given, arrays, strict=True))),
+            mesh=mesh, in_specs=specs, out_specs=P(None, "rows"), axis_names={"rows"}, check_vma=False,
+        )  # fmt: skip
+        # The gradient of what every device gets whole is a sum over devices. XLA aborts on CPUs where that
+        # is in bfloat16 ("Invalid binary instruction opcode copy").
+        wide = [
+            x.dtype == jnp.bfloat16 and w and jax.default_backend() == "cpu" for x, w in zip(arrays, whole)
+        ]
+        return own(*(x.astype(jnp.float32) if w else x for x, w in zip(arrays, wide, strict=True)))
+
+    return divided  # the other axes stay with the compiler
 
 
 def by_examples_and_heads(function: Callable[..., Array]) -> Callable[..., Array]:

@@ -130,8 +130,13 @@ def test_depthwise_on_divided_rows(padding, k):
         check(run(), expected)
 
 
-def test_attention_on_divided_rows():
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02)])
+def test_attention_on_divided_rows(dtype, tolerance):
     inputs = normal(2, 48, 2, 8), normal(2, 57, 2, 8, seed=1), normal(2, 57, 2, 8, seed=2)
     expected = with_gradients(attention, *inputs)
+
+    def in_dtype(*args):
+        return attention(*(jnp.asarray(x, dtype) for x in args)).astype(jnp.float32)
+
     with jax.set_mesh(make_mesh({"data": 2, "rows": 4})):
-        check(with_gradients(attention, *inputs), expected)
+        check(with_gradients(in_dtype, *inputs), expected, tolerance)
