@@ -73,7 +73,7 @@ def test_the_check_finds_logits() -> None:
 @pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 2, "rows": 2}, {"fsdp": 8}])
 def test_the_attention_kernel_on_a_mesh(sizes: dict[str, int]) -> None:
     def loss(q, k):
-        return jax.numpy.sum(attention(q, k, k).astype(jax.numpy.float32))
+        return jnp.sum(attention(q, k, k).astype(jnp.float32))
 
     mesh = make_mesh(sizes)
     place = NamedSharding(mesh, PartitionSpec())

@@ -25,7 +25,7 @@ def compiler_options(dtype: Any, wide_maps: bool) -> dict[str, Any] | None:
     On CPUs, XLA's own kernels instead of YNNPACK's for sums, which otherwise keep every tap of a
     depthwise convolution in memory (four times the temporaries of stage B), and for float32 products
     of networks with wide maps of few channels (stages A and B), which takes a quarter off stage A.
-    Large products are YNNPACK's: up to 8 % faster for stage C (docs/measurements.md).
+    Large products are YNNPACK's: stage C takes up to 14 % less time (docs/measurements.md).
     """
     kind = _KINDS.get((jnp.dtype(dtype).name, wide_maps))
     if jax.default_backend() == "cpu" and kind is not None and _known():

@@ -1,6 +1,7 @@
 """The demo's EffNet encoder, as an autoencoder with a previewer that is thrown away.
 
-Colours and places are in its latents before stage B trains it further, which teaches the fine detail alone.
+It puts colours and places into the latents, at one scale for all sizes of pictures, before stage B trains the
+encoder further. Through stage B's noise alone, latents of large pictures came out four times those of small.
 Tiles are read at 3/4 of their size, as stage B shows them to the encoder.
 """
 
