@@ -30,7 +30,7 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def variables():
-    return load_weights(None, None, dtype="float32", mesh=None, preview=True).variables
+    return load_weights(None, config, dtype="float32", mesh=None, preview=True).variables
 
 
 @pytest.fixture(scope="module")

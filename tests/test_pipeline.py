@@ -40,7 +40,7 @@ def compilations(cascade: Cascade) -> int:
 
 @pytest.fixture(scope="module")
 def cascade() -> Cascade:
-    return Cascade.load(None)
+    return Cascade.load(None, config=config)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_without_guidance_and_with_the_ablations(cascade, alone):
 
 
 def test_bfloat16(alone):
-    model = Cascade.load(None, dtype="bfloat16", preview=True)
+    model = Cascade.load(None, config=config, dtype="bfloat16", preview=True)
     result = make(model, A, preview=True)[0]
     kernels = [x.dtype for x in jax.tree.leaves(model._variables["stage_c"])]
     assert set(kernels) == {np.dtype("bfloat16")}
@@ -129,7 +129,7 @@ def test_mesh_gives_the_single_device_picture(cascade, axes):
     mesh = make_mesh(axes)
     requests = request("a red circle", 1, 256, 256), request("a blue square", 2, 256, 256)
     expected = make(cascade, *requests, batch_size=8)
-    model = Cascade.load(None, mesh=mesh)
+    model = Cascade.load(None, config=config, mesh=mesh)
     split = [x for x in jax.tree.leaves(model._variables["stage_c"]) if not x.is_fully_replicated]
     assert bool(split) == (axes.get("fsdp", 1) * axes.get("tensor", 1) > 1)
     found = make(model, *requests, batch_size=8)

@@ -257,12 +257,24 @@ class Cascade:
         return results
 
     def decode(
-        self, requests: Sequence[Request], bucket: Bucket, latent: Float[np.ndarray, "b h w c"]
+        self,
+        requests: Sequence[Request],
+        bucket: Bucket,
+        latent: Float[np.ndarray, "b h w c"],
+        *,
+        preview: bool = False,
     ) -> UInt8[np.ndarray, "b hp wp 3"]:
-        """Pictures by stages B and A of stage C latents that come from elsewhere; one request for each."""
+        """Pictures by stages B and A, or the previewer, of stage C latents that come from elsewhere.
+
+        Args:
+            requests: one for each latent.
+            bucket: their shapes.
+            latent: what to decode.
+            preview: decode with the previewer.
+        """
         with _on(self._mesh):
             prompts = self._encode_text(requests)
-            args = (requests, bucket, prompts, jnp.asarray(latent), False, None, None, 4 * 10**9)
+            args = (requests, bucket, prompts, jnp.asarray(latent), preview, None, None, 4 * 10**9)
             return self._decode_latent(*args)[1]
 
     def replace_variables(self, variables: dict[str, Any]) -> None:

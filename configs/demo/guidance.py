@@ -1,16 +1,16 @@
-"""The demo's guidance networks on its frozen stage C, from cached latents of 768² and 1536² pictures.
+"""The demo's guidance networks on its frozen stage C, from cached latents of 384², 768² and 1536² pictures.
 
-As latents these are 18×18 and 36×36: four and sixteen times the area of the base.
+As latents these are 9×9, 18×18 and 36×36: once, four and sixteen times the area of the base.
 """
 
 import dataclasses
 
 from configs.demo.stage_c import config as stage_c
-from ultrapixel_jax.training.config import GuidanceTask, OptimizerConfig
+from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask, OptimizerConfig
 
 config = dataclasses.replace(
     stage_c,
-    task=GuidanceTask(),
+    task=GuidanceTask(DiffusionTraining(adaptive_buckets=32)),
     data=dataclasses.replace(stage_c.data, batch_size=8),
     steps=4000,
     optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=100, schedule="cosine", ema_decay=0.998),

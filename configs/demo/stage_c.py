@@ -4,6 +4,7 @@ from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.demo.config import config as demo
 from ultrapixel_jax.training.config import (
     CheckpointConfig,
+    DiffusionTraining,
     LogConfig,
     OptimizerConfig,
     StageCTask,
@@ -11,9 +12,11 @@ from ultrapixel_jax.training.config import (
 )
 
 config = TrainConfig(
-    task=StageCTask(train_text_encoder=True),
+    task=StageCTask(diffusion=DiffusionTraining(adaptive_buckets=32), train_text_encoder=True),
     model=demo,
-    data=DataConfig(cached=True, batch_size=32, image_vector_probability=0.0, caption_dropout=0.1),
+    data=DataConfig(
+        cached=True, cached_text=False, batch_size=32, image_vector_probability=0.0, caption_dropout=0.1
+    ),
     steps=20_000,
     scanned=False,
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=300, schedule="cosine", ema_decay=0.999),

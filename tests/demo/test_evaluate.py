@@ -242,8 +242,9 @@ def test_options_become_the_cascades_configuration(fake):
     )
     c, b = cascade.config.sampling_c, cascade.config.sampling_b
     assert (c.steps, c.cfg, b.steps, b.cfg) == (7, 2.5, 3, 1.0)
-    assert fake.loaded[-1][1] == {"dtype": "bfloat16", "ema": False}
-    met.append(settings)
+    assert fake.loaded[-1][1] == {"dtype": "bfloat16", "ema": False, "preview": False}
+    met += [settings, module._load(options("--preview"))[1]]
+    assert fake.loaded[-1][1]["preview"]
     assert len({json.dumps(s, sort_keys=True) for s in met}) == len(met)
 
 

@@ -80,6 +80,16 @@ def test_running_means_and_weights(samples: list[tuple[float, float]]) -> None:
     np.testing.assert_allclose(updated.losses, expected, rtol=1e-5)
 
 
+def test_fewer_buckets_share_their_means() -> None:
+    """-10 to 10 in eight parts of 2.5, and one for what lies at or below -10 and one above 10."""
+    state = loss.adaptive_update(
+        loss.adaptive_init(10), jnp.asarray([0.1, 2.4, -11.0]), jnp.asarray([3.0, 5, 2])
+    )
+    np.testing.assert_allclose(state.losses, [1.01, *[1] * 4, 1.03, *[1] * 4], rtol=1e-6)
+    found = loss.adaptive_weight(state, jnp.asarray([1.0, -20.0, 20.0]))
+    np.testing.assert_allclose(found, [1 / 1.03, 1 / 1.01, 1], rtol=1e-6)
+
+
 def test_weights_are_clipped() -> None:
     state = loss.AdaptiveState(jnp.zeros(loss.BUCKETS).at[0].set(1e9))
     found = loss.adaptive_weight(state, jnp.asarray([-20.0, 5.0]))

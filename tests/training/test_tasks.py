@@ -9,14 +9,27 @@ import numpy as np
 import pytest
 
 from configs.tiny import config as tiny
-from tests.training.steps import config_of, start
+from tests.training.steps import config_of, latents, start
 from ultrapixel_jax import components
+from ultrapixel_jax.compiler import UNOPTIMISED
 from ultrapixel_jax.config import LevelConfig, StageBConfig
 from ultrapixel_jax.data.config import DataConfig
-from ultrapixel_jax.training.config import OptimizerConfig, PreviewerTask, StageATask, StageBTask
+from ultrapixel_jax.models.clip_text import ClipText
+from ultrapixel_jax.sharding import make_mesh
+from ultrapixel_jax.tokenizer import BYTE_TOKENIZER
+from ultrapixel_jax.training.config import (
+    GuidanceTask,
+    OptimizerConfig,
+    PreviewerTask,
+    StageATask,
+    StageBTask,
+)
+from ultrapixel_jax.training.inputs import Inputs
 from ultrapixel_jax.training.optimizer import make_optimizer
+from ultrapixel_jax.training.tasks import make_task
 from ultrapixel_jax.training.tasks.stage_a import random_crop
-from ultrapixel_jax.training.tasks.stage_b import PYRAMID_DECAY, pyramid_noise
+from ultrapixel_jax.training.tasks.stage_b import PYRAMID_DECAY, keys_of_draws, pyramid_noise
+from ultrapixel_jax.weights import load_weights
 
 STAGE_B = StageBConfig(
     levels=(
@@ -83,15 +96,26 @@ def test_previewer_learns_to_reconstruct(train_encoder: bool) -> None:
 @pytest.mark.parametrize("train_encoder", [True, False])
 def test_stage_b_trains_the_encoder_if_asked(train_encoder: bool) -> None:
     scales = (0.5,) if train_encoder else (0.5, 1.0)  # each compiles the encoder once more
-    task = StageBTask(train_encoder=train_encoder, condition_scales=scales, pyramid_levels=(1, 4))
+    draws = 1 if train_encoder else 3
+    task = StageBTask(
+        train_encoder=train_encoder, condition_scales=scales, pyramid_levels=(1, 4), draws=draws
+    )
     model = dataclasses.replace(tiny, stage_b=STAGE_B)
     first, last, metrics = train(task, 5, model=model)
     assert set(last.params) == {"stage_b", *(["effnet_encoder"] if train_encoder else [])}
     assert all(np.isfinite(found["loss"]) for found in metrics)
+    assert all(found["band_count"].sum() == 4 * draws for found in metrics)
     assert sum(moved(first.params, last.params)) > 0.8 * len(jax.tree.leaves(first.params))
     if train_encoder:
         changed = moved(first.collections["effnet_encoder"], last.collections["effnet_encoder"])
         assert all(changed)
+
+
+def test_draws_of_one_image_have_noise_of_their_own() -> None:
+    noised = keys_of_draws(keys(2), 3)
+    assert noised.shape == (6, 2)
+    assert len({tuple(key) for key in np.asarray(noised).tolist()}) == 6
+    np.testing.assert_array_equal(noised[3:], keys_of_draws({"key": keys(2)["key"][1:]}, 3))
 
 
 def test_pyramid_noise_has_unit_variance_and_strong_low_frequencies() -> None:
@@ -121,3 +145,29 @@ def test_crops_are_windows_of_their_images() -> None:
         places.append(tuple(found[0]))
     assert len(set(places)) > 1
     assert random_crop(jnp.asarray(image), 32, keys(6)).shape == image.shape
+
+
+def test_text_of_cached_latents_can_be_computed_in_training() -> None:
+    config = config_of(GuidanceTask(), batch_size=2)
+    later = dataclasses.replace(config, data=dataclasses.replace(config.data, cached_text=False))
+    # Fresh weights give zero whatever the text; these do not.
+    frozen = load_weights(None, tiny, dtype="float32", mesh=None, preview=True).variables
+    batch = {**latents(config), "caption": ["a red circle", ""]}
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+
+    def loss(config: Any, batch: dict[str, Any]) -> Any:
+        task = make_task(config)
+        assert "clip_text" in task.frozen or config.data.cached_text
+        arrays = {**Inputs(task, BYTE_TOKENIZER, mesh)(batch), **keys(2)}
+        collections = dict(frozen["guidance"])
+        params = {"guidance": collections.pop("params")}
+        kept = {name: frozen[name] for name in task.frozen}
+        compute = jax.jit(lambda *x: task.loss(*x).loss, compiler_options=UNOPTIMISED)
+        return compute(params, {"guidance": collections}, kept, arrays)
+
+    task = make_task(later)
+    tokens = Inputs(task, BYTE_TOKENIZER, mesh)(batch)
+    text: Any = ClipText(tiny.clip_text).apply(frozen["clip_text"], tokens["ids"], tokens["mask"])
+    cached = {**batch, "text_states": np.asarray(text[0]), "text_pooled": np.asarray(text[1])}
+    np.testing.assert_allclose(loss(later, batch), loss(config, cached), rtol=1e-5)
+    assert not np.allclose(loss(later, batch), loss(config, batch), rtol=1e-3)

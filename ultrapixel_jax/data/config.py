@@ -30,6 +30,8 @@ class DataConfig:
     """Directory that `ultrapixel_jax.data.build` or `.cache` wrote; local or gs://…"""
     cached: bool = False
     """Whether it holds latents and text states (`.cache`) rather than images."""
+    cached_text: bool = True
+    """Whether that has text states (no `.cache --without clip_text`); else training computes them."""
     areas: tuple[int, ...] = AREAS
     """s of the areas s² that images are resized to, in pixels. Unused with `cached`, which has them."""
     ratios: tuple[str, ...] = RATIOS

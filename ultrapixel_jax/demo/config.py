@@ -48,15 +48,15 @@ config = CascadeConfig(
     ),
     stage_b=StageBConfig(
         levels=(
-            LevelConfig(48, 1, down_blocks=1, up_blocks=1, layers="CT"),
-            LevelConfig(96, 1, down_blocks=1, up_blocks=2, layers="CT"),
+            LevelConfig(32, 1, down_blocks=1, up_blocks=1, layers="CT"),
+            LevelConfig(64, 1, down_blocks=1, up_blocks=2, layers="CT"),
             LevelConfig(128, 4, down_blocks=2, up_blocks=3),
             LevelConfig(128, 4, down_blocks=2, up_blocks=2),
         ),
         c_cond=128,
         c_clip=128,
     ),
-    stage_a=StageAConfig(c_hidden=64, bottleneck_blocks=3, codebook_size=1024),
+    stage_a=StageAConfig(c_hidden=48, bottleneck_blocks=2, codebook_size=1024),
     clip_text=ClipTextConfig(
         vocab_size=VOCABULARY, positions=24, width=128, layers=3, heads=4, mlp_width=512, projection=128
     ),
@@ -74,7 +74,7 @@ config = CascadeConfig(
             head=256,
         )
     ),
-    previewer=PreviewerConfig(channels=(96, 48, 32, 24)),
+    previewer=PreviewerConfig(channels=(192, 96, 48, 24)),
     controlnet=ControlNetConfig(channels=WIDTH, slots=(0, 2, 4, 6)),
     lora=LoraConfig(stage_c=stage_c, text_width=128),
     sampling_c=DiffusionConfig(steps=20, cfg=4.0),

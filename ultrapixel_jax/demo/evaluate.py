@@ -36,6 +36,7 @@ from ultrapixel_jax.demo.captions import plain_caption
 from ultrapixel_jax.demo.config import config as demo
 from ultrapixel_jax.demo.detect import SIDE
 from ultrapixel_jax.demo.scores import Drawn, judge, markdown, row
+from ultrapixel_jax.demo.sharpness import enlarge
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sizes import (
     HW,
@@ -252,9 +253,17 @@ def _keep(output: Path, case: Case, drawn: Drawn) -> None:
 # ---------------------------------------------------------------------------- the cascade
 
 
-def drawing(cascade: Cascade, *, stage_c: Any, stage_b: Any, lr_side: int, batch_size: int) -> Draw:
-    """What `cascade` draws, with its low-resolution pass, if any, decoded by stages B and A as well."""
+def drawing(
+    cascade: Cascade, *, stage_c: Any, stage_b: Any, lr_side: int, batch_size: int, preview: bool = False
+) -> Draw:
+    """What `cascade` draws, with its low-resolution pass, if any, decoded in the same way.
+
+    Previews are enlarged to the size that was asked for.
+    """
     from ultrapixel_jax.requests import Request
+
+    def sized(image: np.ndarray, size: HW) -> np.ndarray:
+        return enlarge(image, size) if preview else image
 
     def draw(cases: Sequence[Case], captions: Sequence[str]) -> list[Drawn]:
         height, width = cases[0].size
@@ -263,14 +272,15 @@ def drawing(cascade: Cascade, *, stage_c: Any, stage_b: Any, lr_side: int, batch
             for case, caption in zip(cases, captions)
         ]
         bucket = requests[0].bucket
-        results = cascade.generate(requests, bucket=bucket, batch_size=batch_size, preview=False)
+        results = cascade.generate(requests, bucket=bucket, batch_size=batch_size, preview=preview)
+        high = [sized(result.image, (height, width)) for result in results]
         low = low_bucket(height, width, lr_side)
         if cascade.config.guidance is None:
-            return [Drawn(result.image, None, low.pixels) for result in results]
+            return [Drawn(image, None, low.pixels) for image in high]
         filled = [*range(len(results)), *[0] * (batch_size - len(results))]  # one compiled program for all
         latent = np.stack([results[i].latents["stage_c_low"] for i in filled])
-        pictures = cascade.decode([requests[i] for i in filled], low, latent)
-        return [Drawn(result.image, picture, low.pixels) for result, picture in zip(results, pictures)]
+        pictures = cascade.decode([requests[i] for i in filled], low, latent, preview=preview)
+        return [Drawn(image, sized(small, low.pixels), low.pixels) for image, small in zip(high, pictures)]
 
     return draw
 
@@ -290,7 +300,7 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
     from ultrapixel_jax.pipeline import Cascade
 
     compilation_cache.use()
-    settings = {"dtype": options.dtype, "ema": not options.no_ema}
+    settings = {"dtype": options.dtype, "ema": not options.no_ema, "preview": options.preview}
     cascade = Cascade.load(options.checkpoint, **settings)
     config = cascade.config
     lr_side = (config.guidance or demo.guidance or GuidanceConfig()).lr_side
@@ -386,6 +396,8 @@ def parser() -> Parser:
             help=f"classifier-free guidance weight of stage {stage}")  # fmt: skip
     add("--dtype", type=check_dtype, default="float32", metavar="|".join(DTYPES),
         help="of computing (default: float32)")  # fmt: skip
+    add("--preview", action="store_true",
+        help="the previewer in place of stages B and A: stage C alone is measured, far sooner")  # fmt: skip
     add("--no-ema", action="store_true", help="of a run, the trained weights and not their moving average")
     group = p.add_argument_group("running")
     add = group.add_argument
@@ -407,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cascade, settings = _load(options)
         draw = drawing(
             cascade, stage_c=cascade.config.sampling_c, stage_b=cascade.config.sampling_b,
-            lr_side=settings["lr_side"], batch_size=options.batch_size,
+            lr_side=settings["lr_side"], batch_size=options.batch_size, preview=options.preview,
         )  # fmt: skip
         sizes = dict.fromkeys(options.sizes)
         cases = [

@@ -116,6 +116,12 @@ def _mean(values: Sequence[float | bool | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def table(head: Sequence[str], body: Sequence[Sequence[str]], labels: int = 1) -> str:
+    """Markdown; the first `labels` columns are words, the others numbers."""
+    rows = [head, [*["---"] * labels, *["---:"] * (len(head) - labels)], *body]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
+
+
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table for people."""
 
@@ -127,10 +133,6 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
     def size(row: dict[str, Any]) -> str:
         return f"{row['size'][0]}×{row['size'][1]}"
-
-    def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-        rows = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
 
     right = table(
         ["size", "pictures", *SHARES, "all, LR pass", "layout kept", "contents kept"],

@@ -13,7 +13,7 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ultrapixel_jax.data.build import Parser, exit_code, whole
@@ -39,38 +39,46 @@ def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, lis
     def draw(name: str, count: int, *more: object) -> list[str]:
         return module("ultrapixel_jax.demo.build", at(name), "--count", count, "--seed", seed, *more)
 
-    def cache(data: str, latents: str, sources: Sequence[str], sides: Sequence[int], without: Sequence[str]):
-        areas = ["--areas", *map(str, sides), "--ratios", "1/1", "--lr-side", "9", "--batch-size", "16"]
+    def cache(data: str, latents: str, sources: Sequence[str], *more: object) -> list[str]:
         names = [at(data), *map(at, sources), at(latents)]
-        return module("ultrapixel_jax.data.cache", *names, *areas, "--without", *without)
+        more = ("--ratios", "1/1", "--batch-size", 16, *more)
+        return module("ultrapixel_jax.data.cache", *names, *more)
 
     yield "the tokenizer", module("ultrapixel_jax.demo.words", at("words"))
-    yield "tiles", draw("tiles", TILES, "--side", 384, 512, 1024, 2048, "--tile", 256)
-    yield "stage A", train("stage_a", "stage_a", "tiles", ["words"])
-    yield "the EffNet encoder", train("encoder", "encoder", "tiles", ["words"])
-    yield "stage B and that encoder", train("stage_b", "stage_b", "tiles", ["words", "stage_a", "encoder"])
+    yield "tiles", draw("tiles", TILES, "--side", 384, 384, 512, 768, 1536, "--tile", 256)
+    yield "the EffNet encoder and the previewer", train("previewer", "encoder", "tiles", ["words"])
     # The encoder sees 3/4 of a picture's side: 9×9 positions for the base size of 384².
     yield "pictures of the base size", draw("base", BASE, "--side", 288)
+    pixels = ("--without", "clip_text", "clip_vision")  # the text encoder is yet to be trained
     yield (
         "their latents",
-        cache("base", "base_latents", ["stage_b", "words"], [288], ["clip_text", "clip_vision"]),
+        cache("base", "base_latents", ["encoder", "words"], "--areas", 288, "--lr-side", 1, *pixels),
     )
-    yield "stage C and the text encoder", train("stage_c", "stage_c", "base_latents", ["stage_b", "words"])
-    yield (
-        "stage B with that text encoder",
-        train("stage_b_text", "stage_b_text", "tiles", ["stage_b", "stage_c"]),
-    )
-    yield "large pictures", draw("large", LARGE, "--side", 576, 1152)
-    yield (
-        "their latents",
-        cache("large", "large_latents", ["stage_b", "stage_c"], [576, 1152], ["clip_vision"]),
-    )
-    yield "the guidance networks", train("guidance", "guidance", "large_latents", ["stage_b", "stage_c"])
-    yield "the previewer", train("previewer", "previewer", "base", ["stage_b"])
-    names = ("guidance", "previewer", "stage_b_text")  # each brings what it was trained on; the last counts
+    yield "stage C and the text encoder", train("stage_c", "stage_c", "base_latents", ["encoder", "words"])
+    yield "stage A", train("stage_a", "stage_a", "tiles", ["words"])
+    yield "stage B", train("stage_b", "stage_b", "tiles", ["stage_a", "encoder", "stage_c"])
+    yield "large pictures", draw("large", LARGE, "--side", 288, 576, 1152)
+    large = ("--areas", 288, 576, 1152, "--lr-side", 9, *pixels)
+    yield "their latents", cache("large", "large_latents", ["encoder", "words"], *large)
+    yield "the guidance networks", train("guidance", "guidance", "large_latents", ["encoder", "stage_c"])
+    names = ("guidance", "stage_b")  # each brings what it was trained on
     parts = ("clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer", "effnet_encoder")
     gather = module("convert", *map(at, names), checkpoint, "--dtype", "bfloat16")
     yield "the checkpoint", [*gather, *(word for part in parts for word in ("--component", part))]
+
+
+def follow(commands: Iterable[tuple[str, list[str]]], *, only_list: bool) -> None:
+    """Print each of `commands` (what it makes, command) and run it, unless they are to be listed alone.
+
+    Raises:
+        UserError: this is not the project's directory, or a command failed.
+    """
+    if not only_list and not Path("train.py").is_file():
+        raise UserError("no train.py here; run this from the project's directory")
+    for what, command in commands:
+        print(f"# {what}\n{shlex.join(command)}", flush=True)
+        if not only_list and (code := subprocess.run(command, check=False).returncode):
+            raise UserError(f"the command for {what} ended with code {code}; repeat this one to go on")
 
 
 def parser() -> Parser:
@@ -90,14 +98,9 @@ def parser() -> Parser:
 def run(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
-    if not o.list and not Path("train.py").is_file():
-        raise UserError("no train.py here; run this from the project's directory")
     if not o.list and o.checkpoint.exists():
         raise UserError(f"checkpoint {o.checkpoint} exists; name a new directory")
-    for what, command in commands(o.work, o.checkpoint, o.seed):
-        print(f"# {what}\n{shlex.join(command)}", flush=True)
-        if not o.list and (code := subprocess.run(command, check=False).returncode):
-            raise UserError(f"the command for {what} ended with code {code}; repeat this one to go on")
+    follow(commands(o.work, o.checkpoint, o.seed), only_list=o.list)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

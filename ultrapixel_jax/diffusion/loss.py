@@ -45,22 +45,22 @@ def p2_weight(logsnr: Float[Array, "*b"]) -> Float[Array, "*b"]:
 class AdaptiveState(NamedTuple):
     """Running mean of the loss in each bucket of logSNR."""
 
-    losses: Float[Array, "300"]
+    losses: Float[Array, " buckets"]
 
 
-def adaptive_init() -> AdaptiveState:
+def adaptive_init(buckets: int = BUCKETS) -> AdaptiveState:
     """All buckets at 1."""
-    return AdaptiveState(jnp.ones(BUCKETS))
+    return AdaptiveState(jnp.ones(buckets))
 
 
-def _bucket(logsnr: Float[Array, " b"]) -> Array:
-    edges = jnp.asarray(np.linspace(*LOGSNR_RANGE, BUCKETS - 1), jnp.float32)
+def _bucket(state: AdaptiveState, logsnr: Float[Array, " b"]) -> Array:
+    edges = jnp.asarray(np.linspace(*LOGSNR_RANGE, len(state.losses) - 1), jnp.float32)
     return jnp.searchsorted(edges, logsnr, side="left")
 
 
 def adaptive_weight(state: AdaptiveState, logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
     """`1/bucket_loss`, clipped to 1e-7 to 1e7, before this batch's update."""
-    return jnp.clip(1 / state.losses[_bucket(logsnr)], *WEIGHT_RANGE)
+    return jnp.clip(1 / state.losses[_bucket(state, logsnr)], *WEIGHT_RANGE)
 
 
 def adaptive_update(
@@ -70,8 +70,8 @@ def adaptive_update(
 
     Samples that share a bucket are averaged; the released implementation keeps one of them.
     """
-    bucket = _bucket(logsnr)
-    hits = jnp.zeros(BUCKETS).at[bucket].add(1.0)
-    mean = jnp.zeros(BUCKETS).at[bucket].add(loss) / jnp.maximum(hits, 1)
+    bucket, none = _bucket(state, logsnr), jnp.zeros_like(state.losses)
+    hits = none.at[bucket].add(1.0)
+    mean = none.at[bucket].add(loss) / jnp.maximum(hits, 1)
     updated = MOMENTUM * state.losses + (1 - MOMENTUM) * mean
     return AdaptiveState(jnp.where(hits > 0, updated, state.losses))

@@ -15,7 +15,15 @@ from jaxtyping import Array, Float
 
 from ultrapixel_jax.config import LevelConfig
 from ultrapixel_jax.models.attention import attention
-from ultrapixel_jax.models.layers import DepthwiseConv, Dtype, Linear, gelu, layer_norm, per_channel
+from ultrapixel_jax.models.layers import (
+    DepthwiseConv,
+    Dtype,
+    Linear,
+    gelu,
+    layer_norm,
+    parameter,
+    per_channel,
+)
 from ultrapixel_jax.models.resize import resize_bilinear
 from ultrapixel_jax.sharding import constrain
 
@@ -32,8 +40,8 @@ class GlobalResponseNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """`gamma·(x·n) + beta + x`, statistics in float32 over the whole map, sharded or not."""
-        gamma = self.param("gamma", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
-        beta = self.param("beta", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        gamma = parameter(self, "gamma", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        beta = parameter(self, "beta", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
         x32 = x.astype(jnp.float32)
         squares = jnp.square(x32).sum((1, 2), keepdims=True)
         # A channel can be zero everywhere, where the root has no gradient; 0, as in torch, and not 0·∞.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ultrapixel_jax.config import ClipTextConfig
 from ultrapixel_jax.models.clip_layer import ClipLayer
-from ultrapixel_jax.models.layers import Dtype, LayerNorm, Linear, gelu
+from ultrapixel_jax.models.layers import Dtype, LayerNorm, Linear, gelu, parameter
 
 
 class ClipText(nn.Module):
@@ -39,8 +39,8 @@ class ClipText(nn.Module):
         """
         config, dtype = self.config, self.param_dtype
         init = nn.initializers.normal(0.02)
-        table = self.param("token_embedding", init, (config.vocab_size, config.width), dtype)
-        positions = self.param("position_embedding", nn.initializers.normal(0.01),
+        table = parameter(self, "token_embedding", init, (config.vocab_size, config.width), dtype)
+        positions = parameter(self, "position_embedding", nn.initializers.normal(0.01),
                                (config.positions, config.width), dtype)  # fmt: skip
         x = look_up(table, ids, extra_embeddings) + positions[None, : ids.shape[1]].astype(jnp.float32)
         x = x.astype(self.dtype)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ultrapixel_jax.config import ClipVisionConfig
 from ultrapixel_jax.models.clip_layer import ClipLayer, quick_gelu
-from ultrapixel_jax.models.layers import Conv, Dtype, LayerNorm, Linear
+from ultrapixel_jax.models.layers import Conv, Dtype, LayerNorm, Linear, parameter
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -35,8 +35,8 @@ class ClipVision(nn.Module):
         x = x.reshape(x.shape[0], -1, width)
 
         init = nn.initializers.normal(0.02)
-        first = self.param("class_embedding", init, (width,), dtype)
-        positions = self.param("position_embedding", init, (x.shape[1] + 1, width), dtype)
+        first = parameter(self, "class_embedding", init, (width,), dtype)
+        positions = parameter(self, "position_embedding", init, (x.shape[1] + 1, width), dtype)
         first = jnp.broadcast_to(first.astype(x.dtype), (x.shape[0], 1, width))
         x = jnp.concatenate([first, x], axis=1) + positions[None].astype(x.dtype)
 

@@ -26,6 +26,7 @@ from ultrapixel_jax.models.layers import (
     apply_linear,
     gelu,
     layer_norm,
+    parameter,
 )
 from ultrapixel_jax.models.resize import Size, resize_bilinear, resize_nearest
 from ultrapixel_jax.models.stage_c import PLACES
@@ -84,8 +85,8 @@ class ImplicitUpsampler(nn.Module):
         widths = (4 * FREQUENCIES, c.inr_channels, c.inr_channels)
         tokens_per_layer = [min(c.inr_groups, out) for out in widths[1:]]
         normal = nn.initializers.normal(1.0)
-        wtokens = self.param("wtokens", normal, (sum(tokens_per_layer), c.inr_width), dtype)
-        posemb = self.param("posemb", normal, (POSITIONS, c.inr_width), dtype)
+        wtokens = parameter(self, "wtokens", normal, (sum(tokens_per_layer), c.inr_width), dtype)
+        posemb = parameter(self, "posemb", normal, (POSITIONS, c.inr_width), dtype)
 
         # Steps 1 and 2: tokens of the guidance, then the learnable weight tokens, through one layer.
         x = Linear(c.inr_channels, param_dtype=dtype, name="input_layer")(g).reshape(b, h * w, -1)
@@ -100,7 +101,7 @@ class ImplicitUpsampler(nn.Module):
         first = 0
         for i, count in enumerate(tokens_per_layer):
             fan_in, out = widths[i], widths[i + 1]
-            base = self.param(f"wb{i}", _uniform_by_inputs, (fan_in + 1, out), dtype).astype(jnp.float32)
+            base = parameter(self, f"wb{i}", _uniform_by_inputs, (fan_in + 1, out), dtype).astype(jnp.float32)
             m = LayerNorm(param_dtype=dtype, name=f"wb{i}_norm")(x[:, first : first + count])
             m = Linear(fan_in, param_dtype=dtype, name=f"wb{i}_mapper")(m).swapaxes(1, 2)
             m = jnp.tile(m.astype(jnp.float32), (1, 1, -(-out // count)))[..., :out]
@@ -139,8 +140,8 @@ class FusionInput(nn.Module):
     def setup(self) -> None:
         """Declare kernel and bias over the concatenation."""
         init = nn.initializers.xavier_uniform()
-        self.kernel = self.param("kernel", init, (2 * self.channels, self.features), self.param_dtype)
-        self.bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        self.kernel = parameter(self, "kernel", init, (2 * self.channels, self.features), self.param_dtype)
+        self.bias = parameter(self, "bias", nn.initializers.zeros, (self.features,), self.param_dtype)
 
     def constant(self, u: Float[Array, "b H W c"]) -> Float[Array, "b H W f"]:
         """The part of the upsampled guidance, bias included."""

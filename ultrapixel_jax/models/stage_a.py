@@ -21,6 +21,7 @@ from ultrapixel_jax.models.layers import (
     Linear,
     gelu,
     layer_norm,
+    parameter,
     pixel_shuffle,
     pixel_unshuffle,
 )
@@ -38,7 +39,7 @@ class MixingBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """`x + γ₂·depthwise(LN(x)·(1 + γ₀) + γ₁)`, then the same with an MLP and γ₃, γ₄, γ₅."""
         channels = x.shape[-1]
-        gammas = self.param("gammas", nn.initializers.zeros, (6,), self.param_dtype).astype(jnp.float32)
+        gammas = parameter(self, "gammas", nn.initializers.zeros, (6,), self.param_dtype).astype(jnp.float32)
 
         y = modulate(x, gammas[0], gammas[1])
         # Replicate, not zero padding: a tile must keep the true border to decode exactly (tiling.py).
@@ -117,7 +118,8 @@ class StageA(nn.Module):
         self.encoder = Encoder(config, self.param_dtype, name="encoder")
         self.decoder = Decoder(config, self.param_dtype, name="decoder")
         bound = 1 / config.codebook_size
-        self.codebook = self.param(
+        self.codebook = parameter(
+            self,
             "codebook",
             lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
             (config.codebook_size, config.c_latent),

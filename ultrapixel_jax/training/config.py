@@ -27,12 +27,17 @@ class DiffusionTraining:
     """Adds 2·log(1/shift) to logSNR."""
     loss_weight: LossWeight = "adaptive"
     """By logSNR: `adaptive` divides by the running mean of the loss, `p2` is 1/(1 + SNR)."""
+    adaptive_buckets: int = 300
+    """Parts of logSNR from -10 to 10 that have a running mean each; in short runs of small batches fewer
+    learn theirs sooner."""
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(ScheduleName):
             raise UserError(f"task.diffusion.schedule {self.schedule!r:.80} is not known")
         if not self.shift > 0:
             raise UserError(f"task.diffusion.shift {self.shift} must be positive")
+        if self.adaptive_buckets < 2:
+            raise UserError(f"task.diffusion.adaptive_buckets {self.adaptive_buckets} must be 2 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +82,8 @@ class StageBTask:
     """Probability that an image's EffNet latent is replaced by zeros."""
     pyramid_levels: tuple[int, int] = (1, 16)
     """Shortest side of the coarsest and finest map of the pyramid noise; 0 0 gives plain noise."""
+    draws: int = 1
+    """Noise levels that each image is trained at in a step: its encoding serves all of them."""
     dropout: bool = True
     """The configured dropout on."""
 
@@ -85,6 +92,8 @@ class StageBTask:
             raise UserError(f"task.condition_scales {self.condition_scales} must lie in (0, 1]")
         if not 0 <= self.condition_dropout <= 1:
             raise UserError(f"task.condition_dropout {self.condition_dropout} is outside [0, 1]")
+        if self.draws < 1:
+            raise UserError(f"task.draws {self.draws} must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt32
 
-from ultrapixel_jax.diffusion.loss import AdaptiveState, adaptive_init
+from ultrapixel_jax.diffusion.loss import BUCKETS, AdaptiveState, adaptive_init
 from ultrapixel_jax.sharding import parameter_sharding
 from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.training.tasks.base import Task, Variables
@@ -78,13 +78,18 @@ def creator(
             name: given[name] if name in given else task.initial(name, jax.random.fold_in(key, i))
             for i, name in enumerate(task.trained)
         }
-        return create(variables, optimizer, config.seed, bool(config.optimizer.ema_decay))
+        buckets = task.diffusion.adaptive_buckets if task.diffusion else BUCKETS
+        return create(variables, optimizer, config.seed, bool(config.optimizer.ema_decay), buckets)
 
     return make
 
 
 def create(
-    variables: Mapping[str, Variables], optimizer: optax.GradientTransformation, seed: int, ema: bool
+    variables: Mapping[str, Variables],
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    ema: bool,
+    buckets: int = BUCKETS,
 ) -> TrainState:
     """The state before the first step, of trained `variables` by component. Can be traced."""
     params = {name: dict(v["params"]) for name, v in variables.items()}
@@ -95,7 +100,7 @@ def create(
         collections={name: {k: c for k, c in v.items() if k != "params"} for name, v in variables.items()},
         ema=jax.tree.map(jnp.copy, params) if ema else {},
         optimizer=optimizer.init(params),
-        adaptive=adaptive_init(),
+        adaptive=adaptive_init(buckets),
         key=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),
     )
 

@@ -113,6 +113,6 @@ class TrainGuidance(Task):
 def encoders(task: Task) -> tuple[str, ...]:
     """Frozen encoders that stage C's tasks need."""
     if task.config.data.cached:
-        return ()
+        return () if task.config.data.cached_text else ("clip_text",)
     vision = ("clip_vision",) if task.config.data.image_vector_probability > 0 else ()
     return ("effnet_encoder", "clip_text", *vision)

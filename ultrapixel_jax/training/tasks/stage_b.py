@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from ultrapixel_jax import flops
 from ultrapixel_jax.diffusion import loss as objective
@@ -37,6 +37,8 @@ from ultrapixel_jax.training.tasks.base import (
 
 T, NOISE, DROP, SCALE, PYRAMID = range(5)
 """Streams of a sample's random numbers; the pyramid takes one per level from the last on."""
+DRAW = 1 << 16
+"""First number of the keys of a sample's noised copies."""
 PYRAMID_DECAY = 0.75
 """Weight of level i of the pyramid is this to the power i."""
 
@@ -66,6 +68,8 @@ class TrainStageB(Task):
         """Three times a forward pass of stage B."""
         config, batch = self.config.model.stage_b, batch_size(shapes)
         _, h, w, _ = shapes["image"]
+        assert isinstance(self.config.task, StageBTask)
+        batch *= self.config.task.draws
         size, effnet = (h // 4, w // 4), (h // 32, w // 32)
         once = flops.stage_b_condition_flops(config, effnet, size, batch)
         return 3 * (once + flops.stage_b_flops(config, size, batch))
@@ -89,17 +93,21 @@ class TrainStageB(Task):
         model = StageB(config.stage_b, scanned=self.config.scanned)
         inner = (x0.shape[1] // config.stage_b.patch_size, x0.shape[2] // config.stage_b.patch_size)
         effnet, changed = self._condition(networks["effnet_encoder"], image, inner, batch)
-        kept = uniform(keys_of(batch, DROP)) >= task.condition_dropout
-        effnet = jnp.where(kept[:, None, None, None], effnet, 0).astype(dtype)
         text: Any = ClipText(config.clip_text, dtype=dtype).apply(
             frozen["clip_text"], batch["ids"], batch["mask"]
         )
+        pooled = text[1]
+        if task.draws > 1:
+            x0, effnet, pooled = (jnp.repeat(x, task.draws, axis=0) for x in (x0, effnet, pooled))
+            batch = {"key": keys_of_draws(batch, task.draws)}
+        kept = uniform(keys_of(batch, DROP)) >= task.condition_dropout
+        effnet = jnp.where(kept[:, None, None, None], effnet, 0).astype(dtype)
 
         logsnr = draw_logsnr(task.diffusion, keys_of(batch, T))
         epsilon = pyramid_noise(batch, x0.shape[1:], task.pyramid_levels)
         x = objective.diffuse(x0, epsilon, logsnr).astype(dtype)
         conditioning = model.apply(
-            variables["stage_b"], text[1].astype(dtype), effnet, x0.shape[1:3], method="condition"
+            variables["stage_b"], pooled.astype(dtype), effnet, x0.shape[1:3], method="condition"
         )
         kwargs: dict[str, Any] = {"rngs": {"dropout": dropout_key(batch)}} if task.dropout else {}
         predicted: Any = model.apply(
@@ -130,6 +138,13 @@ class TrainStageB(Task):
         branches = [functools.partial(at_scale, scale) for scale in task.condition_scales]
         which = jnp.floor(uniform(keys_of(batch, SCALE))[0] * len(branches)).astype(jnp.int32)
         return jax.lax.switch(which, branches, image)
+
+
+def keys_of_draws(batch: Batch, draws: int) -> UInt32[Array, "b 2"]:
+    """Keys of `draws` noised copies of each sample, those of one sample side by side."""
+    number = DRAW + jnp.arange(draws)
+    copies = jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(number))
+    return jax.random.key_data(copies(jax.random.wrap_key_data(batch["key"])).reshape(-1))
 
 
 def pyramid_noise(batch: Batch, shape: tuple[int, ...], levels: tuple[int, int]) -> Float[Array, "b h w c"]:
