@@ -91,8 +91,10 @@ def run(options: Options) -> int:
         refuse_other_model(made_by, the_run)
     else:
         requests = with_settings(requests, cascade, options)
-    if options.checkpoint is None:
-        note("no --checkpoint: a tiny untrained placeholder model draws, so the pictures are NOISE")
+    if options.checkpoint is None and config is None:
+        note("no --checkpoint: the demo draws, which knows prompts like 'a red circle above a blue square'")
+    elif options.checkpoint is None:
+        note("--config without --checkpoint: the model is untrained, so the pictures are NOISE")
     if batch_size != (options.batch_size or 1):
         note(f"batch size rounded up to {batch_size}, a multiple of the mesh's data·fsdp")
     for text in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):

@@ -1,4 +1,4 @@
-"""The cascade as a whole, with the placeholder's weights: batches, meshes, compilations."""
+"""The cascade as a whole, with weights made from names: batches, meshes, compilations."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from configs.tiny import config
 from tests.recordings import relative_error
 from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.pipeline import Cascade
-from ultrapixel_jax.placeholder import config
 from ultrapixel_jax.program import Program
 from ultrapixel_jax.requests import Request
 from ultrapixel_jax.sharding import make_mesh

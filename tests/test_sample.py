@@ -97,7 +97,7 @@ def test_pictures_their_names_and_settings(fake, tmp_path, capsys):
     assert (run.checkpoint, run.batch_size, run.dtype) == ("weights-1", 2, "float32")
     assert load_file(tmp_path / "out" / f"{stems[2]}.safetensors")["stage_c"][0, 0] == 2
     out, err = capsys.readouterr()
-    assert "NOISE" in err and err.count("\n") == 1
+    assert "the demo draws" in err and err.count("\n") == 1
     assert "3 written" in out and "2.00 GB" in out and "compilation cache: none" in out
     assert f"{stems[0]}.png" in out
 

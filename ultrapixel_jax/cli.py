@@ -113,7 +113,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         settings_b=settings[1],
         checkpoint=_existing_directory(values.checkpoint),
         config=values.config,
-        # The placeholder model is tiny and runs on CPUs, where bfloat16 gains nothing.
+        # The demo is small and runs on CPUs, where bfloat16 gains nothing.
         dtype=values.dtype or ("bfloat16" if values.checkpoint else "float32"),
         mesh=values.mesh,
         batch_size=values.batch_size,
@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="sample.py",
         description="Prompts in, pictures out: UltraPixel on Stable Cascade, 256 to 8192 pixels a side.",
-        epilog="Without --checkpoint a tiny untrained placeholder model draws noise. Bad input: exit code 2.",
+        epilog="Without --checkpoint the demo draws: one or two coloured shapes. Bad input: exit code 2.",
         allow_abbrev=False,
     )
     group = parser.add_argument_group("what to draw")

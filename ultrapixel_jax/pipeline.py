@@ -189,7 +189,7 @@ class Cascade:
 
         Args:
             checkpoint: directory written by `python -m convert`, or that of a training run; None for the
-                untrained placeholder.
+                demo, or with a `config` for weights made from the names of its parameters.
             config: replaces the checkpoint's configuration where the weights allow it.
             dtype: of weights and computation; the decoders stay in float32.
             mesh: devices to spread weights and batch over.

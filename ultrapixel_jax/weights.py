@@ -1,4 +1,4 @@
-"""What sampling loads: configuration and variables, from a checkpoint or made from names."""
+"""What sampling loads: configuration and variables, from a checkpoint, the demo, or made from names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import numpy as np
 from ultrapixel_jax import components, named_weights
 from ultrapixel_jax.config import CascadeConfig
 from ultrapixel_jax.models import lora
-from ultrapixel_jax.placeholder import config as placeholder_config
 from ultrapixel_jax.sharding import parameter_sharding
 from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.tokenizer import BYTE_TOKENIZER
 
+DEMO = Path(__file__).parent / "assets" / "demo"
+"""The checkpoint that comes with the package: the demo cascade (docs/demo.md)."""
 FLOAT32_ALWAYS = ("stage_a", "previewer")
 """Components that are kept in float32: bfloat16 has fewer values in [0, 1] than a byte."""
 
@@ -48,8 +49,8 @@ def load_weights(
     """Load what sampling needs, straight onto the devices.
 
     Args:
-        checkpoint: directory written by conversion, or that of a training run; None for weights made
-            from names.
+        checkpoint: directory written by conversion, or that of a training run; None for the demo, or
+            with a `config` for weights made from the names of its parameters.
         config: what to use instead of the checkpoint's own configuration, where weights allow.
         dtype: of the weights, but for `FLOAT32_ALWAYS`.
         mesh: devices to spread over.
@@ -60,8 +61,9 @@ def load_weights(
         UserError: a component is missing, damaged, or of another size than `config` says.
     """
     wanted = ["clip_text", "stage_c", "guidance", *(["previewer"] if preview else ["stage_b", "stage_a"])]
-    if checkpoint is None:
-        return _placeholder(config or placeholder_config, wanted, dtype, mesh)
+    if checkpoint is None and config is not None:
+        return _untrained(config, wanted, dtype, mesh)
+    checkpoint = checkpoint or DEMO
     sources = Sources([checkpoint], ema=ema)
     return from_sources(sources, config, wanted, what=f"sampling from {checkpoint}", dtype=dtype, mesh=mesh)
 
@@ -122,7 +124,7 @@ def _dtype(name: str, dtype: str) -> Any:
     return jnp.float32 if name in FLOAT32_ALWAYS else jnp.dtype(dtype)
 
 
-def _placeholder(
+def _untrained(
     config: CascadeConfig, wanted: Sequence[str], dtype: str, mesh: jax.sharding.Mesh | None
 ) -> Weights:
     """Weights made from the names of parameters: the same everywhere, and trained on nothing."""
@@ -140,7 +142,7 @@ def _placeholder(
 
         abstract = components.abstract(name, getattr(config, name))
         variables[name] = jax.tree_util.tree_map_with_path(make, abstract)
-    return Weights(config, "placeholder", BYTE_TOKENIZER, variables)
+    return Weights(config, "untrained", BYTE_TOKENIZER, variables)
 
 
 def _named(path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from configs.tiny import config as tiny
 from convert.__main__ import main
 from convert.apply import export_specs, flatten, plan_export
 from convert.convert import known_configs
@@ -17,7 +18,6 @@ from tests.released import state_dict, write, write_pickle
 from ultrapixel_jax import components
 from ultrapixel_jax.config import CascadeConfig, ClipTextConfig
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.placeholder import config as tiny
 
 # file: component, layout, variant, parameters (specification §13)
 RELEASED = {

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from configs.tiny import config as tiny
 from tests.data.conftest import AREAS, RATIOS
 from ultrapixel_jax import components, named_weights
 from ultrapixel_jax.checkpoint import CheckpointWriter, ComponentInfo
@@ -23,7 +24,6 @@ from ultrapixel_jax.data.encode import NAMES
 from ultrapixel_jax.data.loader import Loader
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models.clip_text import ClipText
-from ultrapixel_jax.placeholder import config as placeholder
 from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.tokenizer import BYTE_TOKENIZER, Tokenizer
 
@@ -34,8 +34,8 @@ BACKBONE = EfficientNetConfig(
 )
 CONFIGS: dict[str, Any] = {
     "effnet_encoder": EffnetEncoderConfig(BACKBONE, c_latent=6),
-    "clip_text": dataclasses.replace(placeholder.clip_text, positions=24),
-    "clip_vision": placeholder.clip_vision,
+    "clip_text": dataclasses.replace(tiny.clip_text, positions=24),
+    "clip_vision": tiny.clip_vision,
 }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.tiny import config as tiny
 from ultrapixel_jax import pipeline
 from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.demo import evaluate as module
@@ -35,7 +36,6 @@ from ultrapixel_jax.demo.render import render
 from ultrapixel_jax.demo.scores import Drawn, judge, markdown, row, same_contents, same_layout
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.pipeline import Cascade
-from ultrapixel_jax.placeholder import config as placeholder
 
 SMALL = (256, 256)
 CASES = [Case(SMALL, scene, number) for number in range(2) for scene in range(2)]
@@ -178,8 +178,8 @@ def test_layouts_and_contents():
 
 # ---------------------------------------------------------------------------- with a cascade
 
-assert placeholder.guidance is not None
-GUIDED = dataclasses.replace(placeholder, guidance=dataclasses.replace(placeholder.guidance, lr_side=8))
+assert tiny.guidance is not None
+GUIDED = dataclasses.replace(tiny, guidance=dataclasses.replace(tiny.guidance, lr_side=8))
 
 
 def test_the_cascade_draws_batches_and_its_low_resolution_pass():

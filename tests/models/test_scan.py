@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.tiny import config
 from tests.recordings import relative_error
 from ultrapixel_jax import components
 from ultrapixel_jax.compiler import UNOPTIMISED
@@ -17,7 +18,6 @@ from ultrapixel_jax.config import LevelConfig
 from ultrapixel_jax.models.scan import stack, unstack
 from ultrapixel_jax.models.stage_b import StageB
 from ultrapixel_jax.models.stage_c import StageC
-from ultrapixel_jax.placeholder import config
 from ultrapixel_jax.weights import load_weights
 
 LEVELS = (LevelConfig(32, 4, 2, 1), LevelConfig(32, 4, 4, 3))

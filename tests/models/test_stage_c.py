@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.tiny import config as tiny
 from tests import recorded_models
 from tests.recordings import nhwc, relative_error
 from tests.released import state_dict
@@ -20,7 +21,6 @@ from ultrapixel_jax.models.embeddings import sinusoidal
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.stage_c import PLACES, StageC
 from ultrapixel_jax.named_weights import tensor
-from ultrapixel_jax.placeholder import config as tiny
 
 TOLERANCE = 1e-4
 

@@ -3,7 +3,7 @@
 The logits of all pairs of tokens never exist at once: on CPUs one head (and one chunk of queries) at a
 time, on NVIDIA GPUs in cuDNN's flash kernel, on TPUs in JAX's, both for bfloat16, elsewhere one chunk of
 queries at a time. All of them take the softmax in float32. The gradient computes a chunk's logits again
-instead of keeping them.
+instead of keeping them, unless they are few.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ FEW_PAIRS = 1 << 17
 """Query-key pairs up to which CPUs, too, compute all heads together: the steps of a loop would cost more."""
 LOGITS_AT_ONCE = 1 << 26
 """Logits at a time, at most, where all heads are computed together: 256 MiB of float32."""
+FEW_LOGITS = 1 << 22
+"""Logits of all heads that are kept for the gradient, at most: 16 MiB of float32 for each layer."""
 FLASH_BLOCK = 512
 """Queries and keys at a time, at most, in the TPU's kernel; 128 or a multiple."""
 
@@ -68,7 +70,9 @@ def _by_queries(q: Array, k: Array, v: Array) -> Array:
     if all(isinstance(i, int) for i in (b, heads, k.shape[1])):
         size = max(128, LOGITS_AT_ONCE // (b * heads * k.shape[1]) // 128 * 128)
     q, k, v = (x.transpose(0, 2, 1, 3).reshape(b * heads, x.shape[1], d) for x in (q, k, v))
-    out = _in_chunks(jax.vmap(_one_head), q, k, v, axis=1, size=size)
+    logits = (*q.shape[:-1], k.shape[1])
+    keep = all(isinstance(i, int) for i in logits) and math.prod(logits) <= FEW_LOGITS
+    out = _in_chunks(jax.vmap(_one_head), q, k, v, axis=1, size=size, keep=keep)
     return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
 
 
@@ -80,11 +84,17 @@ def _one_head(q: Array, k: Array, v: Array) -> Array:
     return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
 
 
-def _in_chunks(attend, q: Array, k: Array, v: Array, *, size: int, axis: int = 0) -> Array:
-    """Apply `attend` to chunks of queries along `axis`; sizes unknown until run time stay whole."""
-    # Loops give no chance to merge the second computation with the first: no barrier is needed.
-    attend = jax.checkpoint(attend, prevent_cse=False)
+def _in_chunks(
+    attend, q: Array, k: Array, v: Array, *, size: int, axis: int = 0, keep: bool = False
+) -> Array:
+    """Apply `attend` to chunks of queries along `axis`; sizes unknown until run time stay whole.
+
+    `keep` keeps the logits for the gradient.
+    """
     n = q.shape[axis]
+    if not keep:
+        # Loops give no chance to merge the second computation with the first: no barrier is needed.
+        attend = jax.checkpoint(attend, prevent_cse=False)
     if not isinstance(n, int) or n <= 2 * size:
         return attend(q, k, v)
     count = -(-n // size)
