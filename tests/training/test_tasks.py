@@ -93,6 +93,23 @@ def test_previewer_learns_to_reconstruct(train_encoder: bool) -> None:
     assert all(moved(first.collections, last.collections))
 
 
+def test_noise_on_latents_is_what_the_previewer_sees_and_not_the_encoder() -> None:
+    batch = images(2, 64)
+
+    def losses(noise: float, seed: int) -> Any:
+        config = config_of(PreviewerTask(True, latent_noise=noise), batch_size=2)
+        task, _, state, _ = start(config)
+        key = jax.vmap(lambda i: jax.random.key_data(jax.random.key(i)))(seed + jnp.arange(2))
+        compute = jax.jit(task.loss, compiler_options=UNOPTIMISED)
+        return compute(state.params, state.collections, {}, {**batch, "key": key})
+
+    plain, noisy, other = losses(0.0, 0), losses(0.5, 0), losses(0.5, 2)
+    assert not np.allclose(plain.loss, noisy.loss, rtol=1e-3)
+    assert not np.allclose(noisy.loss, other.loss, rtol=1e-3)
+    encoder, noised = (x.collections["effnet_encoder"] for x in (plain, noisy))
+    jax.tree.map(np.testing.assert_array_equal, encoder, noised)
+
+
 @pytest.mark.parametrize("train_encoder", [True, False])
 def test_stage_b_trains_the_encoder_if_asked(train_encoder: bool) -> None:
     scales = (0.5,) if train_encoder else (0.5, 1.0)  # each compiles the encoder once more

@@ -120,6 +120,13 @@ class PreviewerTask:
 
     train_encoder: bool = False
     """Train the EffNet encoder with it: an autoencoder, whose encoder stage B can start from."""
+    latent_noise: float = 0.0
+    """Standard deviation of noise that is added to the latent before it is decoded, where 1 is the latent's
+    own: what is told apart by less than that is lost, so that stage C need not learn it."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.latent_noise <= 10:
+            raise UserError(f"task.latent_noise {self.latent_noise} is outside 0 to 10")
 
 
 Task = GuidanceTask | LoraTask | StageCTask | StageBTask | StageATask | PreviewerTask
@@ -127,8 +134,11 @@ Task = GuidanceTask | LoraTask | StageCTask | StageBTask | StageATask | Previewe
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with clipping (section 12), and the exponential moving average of the parameters."""
+    """AdamW with clipping (section 12) or Muon, and the exponential moving average of the parameters."""
 
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises the momentum of the hidden layers' matrices; AdamW has the rest. Rates are those
+    of AdamW: an update's root mean square is 0.2 of the rate."""
     learning_rate: float = 1e-4
     """After the warm-up."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"

@@ -128,11 +128,20 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
         collections=collections,
         ema=params if state.ema else {},
         optimizer=optax.tree_utils.tree_map_params(
-            optimizer, lambda _, s: s, state.optimizer, params, transform_non_params=lambda _: whole
+            optimizer,
+            lambda x, s: x if _is_masked(x) else s,  # what another algorithm has the moments of
+            state.optimizer,
+            params,
+            transform_non_params=lambda _: whole,
+            is_leaf=_is_masked,
         ),
         adaptive=AdaptiveState(whole),  # pyright: ignore[reportArgumentType]
         key=whole,
     )
+
+
+def _is_masked(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
 
 
 def place(state: TrainState, shardings: TrainState) -> TrainState:

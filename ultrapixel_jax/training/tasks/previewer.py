@@ -13,7 +13,10 @@ from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.models.previewer import Previewer
 from ultrapixel_jax.training.config import PreviewerTask
 from ultrapixel_jax.training.tasks import encode
-from ultrapixel_jax.training.tasks.base import Batch, Losses, Task, Variables
+from ultrapixel_jax.training.tasks.base import Batch, Losses, Task, Variables, keys_of, normal
+
+NOISE = 0
+"""Stream of a sample's random numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,8 @@ class TrainPreviewer(Task):
         batch: Batch,
     ) -> Losses:
         """Squared error against the image at that size."""
+        task = self.config.task
+        assert isinstance(task, PreviewerTask)
         image, changed = encode.pixels(batch["image"]), {}
         variables = {name: {"params": params[name], **collections[name]} for name in self.trained}
         latent: Any = None
@@ -55,6 +60,8 @@ class TrainPreviewer(Task):
             latent = latent.astype(jnp.float32)
         else:
             latent = encode.latent(batch, "latent", frozen, self.config.model, self.dtype)
+        if task.latent_noise:
+            latent += task.latent_noise * normal(keys_of(batch, NOISE), latent.shape[1:])
         out: Any = None
         out, changed["previewer"] = Previewer(self.config.model.previewer).apply(
             variables["previewer"], latent, True, mutable=["batch_stats"]
