@@ -1,8 +1,9 @@
 """Where weights come from: converted checkpoints, training runs, or random numbers, by component.
 
 A source lists its components with their configurations; of two sources that have one, the later one's
-counts. A run brings its own sources along, so that its directory is enough to sample from it. A directory
-with a tokenizer's files alone is a source too, of that tokenizer.
+counts. A run brings its own sources along, so that its directory is enough to sample from it; what it only
+brings never replaces what a source itself has, wherever that stands. A directory with a tokenizer's files
+alone is a source too, of that tokenizer.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ultrapixel_jax.training.runs import RunWeights, is_run
 RUN_TIME_FIELDS = ("timestep", "up_guide_weights", "lr_side", "dropout")
 """Fields that a configuration may change without changing any weight's shape or meaning."""
 RANDOM_STD = 0.02
+TOKENIZER = "tokenizer"
 
 Place = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding] | None
 """Placement of an array, of its path and shape; None is the first device."""
@@ -64,30 +66,41 @@ class Sources:
         """Directory of the tokenizer; that of small models where no source brings one."""
         self.config: CascadeConfig | None = None
         """Of the last run among the sources, which knows how it is to be sampled."""
-        parts = [self._add(directory, ema) for directory in directories]
+        self._depths: dict[str, int] = {}
+        """How far away what is in `entries`, or the tokenizer, was: 0 in a directory that was named, 1 in one
+        that a run brought along, and so on."""
+        parts = [self._add(directory, ema, 0) for directory in directories]
         self.identity = parts[0] if len(parts) == 1 else _digest(parts)
         """Tells two sets of weights apart."""
 
-    def _add(self, directory: str | os.PathLike[str], ema: bool) -> str:
+    def _nearer(self, name: str, depth: int) -> bool:
+        """Whether `name`, found at `depth`, replaces what is there; if so, that is noted."""
+        nearer = depth <= self._depths.get(name, depth)
+        if nearer:
+            self._depths[name] = depth
+        return nearer
+
+    def _add(self, directory: str | os.PathLike[str], ema: bool, depth: int) -> str:
         """Add one directory's networks; returns its identity."""
         if is_run(directory):
-            return self._add_run(RunWeights.open(directory), ema)
+            return self._add_run(RunWeights.open(directory), ema, depth)
         directory = Path(directory)
         if is_tokenizer(directory):
-            self.tokenizer = directory
+            if self._nearer(TOKENIZER, depth):
+                self.tokenizer = directory
             return _digest([(p.name, p.read_bytes()) for p in sorted(directory.iterdir()) if p.is_file()])
         manifest = read_manifest(directory)
         for name, info in manifest.components.items():
-            if name in components.CONFIGS:
+            if name in components.CONFIGS and self._nearer(name, depth):
                 config = from_dict(components.CONFIGS[name], info.config)
                 self.entries[name] = Entry(config, str(directory), _from_checkpoint(directory, name, config))
-        if (directory / "tokenizer").is_dir():
+        if (directory / "tokenizer").is_dir() and self._nearer(TOKENIZER, depth):
             self.tokenizer = directory / "tokenizer"
         return identity(directory)
 
-    def _add_run(self, run: RunWeights, ema: bool) -> str:
+    def _add_run(self, run: RunWeights, ema: bool, depth: int) -> str:
         config = run.config
-        inner = [self._add(source, ema) for source in config.sources]
+        inner = [self._add(source, ema, depth + 1) for source in config.sources]
         if config.random_frozen:
             self.fill_with_random(config.model, config.seed)
         loaded: dict[str, Any] = {}
@@ -100,10 +113,11 @@ class Sources:
         from ultrapixel_jax.training.tasks import make_task
 
         for name in make_task(config).trained:
-            self.entries[name] = Entry(
-                getattr(config.model, name), str(run.directory),
-                lambda dtype, place, name=name: load(name, dtype, place),
-            )  # fmt: skip
+            if self._nearer(name, depth):
+                self.entries[name] = Entry(
+                    getattr(config.model, name), str(run.directory),
+                    lambda dtype, place, name=name: load(name, dtype, place),
+                )  # fmt: skip
         self.config = config.model
         return _digest([inner, run.step, ema, config])
 

@@ -83,3 +83,17 @@ def test_average_or_parameters(guidance) -> None:
     plain = weights.restore(ema=False)["guidance"]["params"]
     first = jax.tree.leaves(plain)[0]
     assert (np.asarray(first) != np.asarray(jax.tree.leaves(guidance[1])[0])).any()
+
+
+def test_what_a_run_brings_along_replaces_nothing_that_a_source_itself_has(tmp_path: Path) -> None:
+    older, _ = make_run(tmp_path / "older", StageCTask(train_text_encoder=True))
+    newer, _ = make_run(tmp_path / "newer", StageCTask())
+    brings, _ = make_run(tmp_path / "brings", GuidanceTask(), sources=(str(older),))
+
+    def origins(*sources: Path) -> dict[str, str]:
+        return {name: Path(entry.origin).name for name, entry in Sources(sources).entries.items()}
+
+    assert origins(brings) == {"clip_text": "older", "stage_c": "older", "guidance": "brings"}
+    expected = {"clip_text": "older", "stage_c": "newer", "guidance": "brings"}
+    assert origins(newer, brings) == origins(brings, newer) == expected
+    assert origins(newer, older)["stage_c"] == "older"  # of two that have it themselves, the later one

@@ -292,7 +292,8 @@ class TrainConfig:
     """Directory of the run, local or gs://…; the same command continues what is there."""
     sources: tuple[str, ...] = ()
     """Converted checkpoints or earlier runs, where weights of the other networks come from; of two that
-    have a network, the later one's is taken. A directory with a tokenizer's files is a source of that."""
+    have a network, the later one's is taken; what a run only brings along replaces nothing that a source
+    itself has. A directory with a tokenizer's files is a source of that."""
     start_from_sources: bool = False
     """Start the trained networks from the sources' weights too, not from fresh ones."""
     random_frozen: bool = False
