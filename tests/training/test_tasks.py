@@ -1,6 +1,7 @@
 """The tasks of the base models: what each trains, that it learns, and the noise and crops that it draws."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from ultrapixel_jax.compiler import UNOPTIMISED
 from ultrapixel_jax.config import LevelConfig, StageBConfig
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.models.clip_text import ClipText
+from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.sharding import make_mesh
 from ultrapixel_jax.tokenizer import BYTE_TOKENIZER
 from ultrapixel_jax.training.config import (
@@ -23,12 +25,14 @@ from ultrapixel_jax.training.config import (
     PreviewerTask,
     StageATask,
     StageBTask,
+    TextTask,
 )
 from ultrapixel_jax.training.inputs import Inputs
 from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.tasks import make_task
 from ultrapixel_jax.training.tasks.stage_a import random_crop
 from ultrapixel_jax.training.tasks.stage_b import PYRAMID_DECAY, keys_of_draws, pyramid_noise
+from ultrapixel_jax.training.tasks.text import project
 from ultrapixel_jax.weights import load_weights
 
 STAGE_B = StageBConfig(
@@ -108,6 +112,50 @@ def test_noise_on_latents_is_what_the_previewer_sees_and_not_the_encoder() -> No
     assert not np.allclose(noisy.loss, other.loss, rtol=1e-3)
     encoder, noised = (x.collections["effnet_encoder"] for x in (plain, noisy))
     jax.tree.map(np.testing.assert_array_equal, encoder, noised)
+
+
+def test_outliers_of_the_latent_cost_their_mean_square() -> None:
+    batch = {**images(2, 64), **keys(2)}
+
+    def losses(weight: float) -> Any:
+        config = config_of(PreviewerTask(True, outlier_weight=weight, outlier_limit=0.5), batch_size=2)
+        task, _, state, _ = start(config)
+        loss = jax.jit(task.loss, compiler_options=UNOPTIMISED)(state.params, state.collections, {}, batch)
+        return state, np.asarray(loss.loss)
+
+    (state, plain), (_, more) = losses(0.0), losses(2.0)
+    variables = {"params": state.params["effnet_encoder"], **state.collections["effnet_encoder"]}
+    image = jnp.asarray(batch["image"], jnp.float32) / 255
+    encoder = EffnetEncoder(tiny.effnet_encoder)
+    latent, _ = encoder.apply(variables, image, True, mutable=["batch_stats"])
+    beyond = np.abs(np.asarray(latent)).clip(0.5) - 0.5
+    assert beyond.any()
+    np.testing.assert_allclose(more - plain, 2 * (beyond**2).mean((1, 2, 3)), rtol=1e-3)
+
+
+def test_text_encoder_learns_the_order_of_words() -> None:
+    optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=5, ema_decay=0.0)
+    config = config_of(TextTask(), batch_size=6, optimizer=optimizer)
+    orders = np.array(list(itertools.permutations([5, 6, 7])), np.int32)
+    end = np.full((6, 1), tiny.clip_text.vocab_size - 1, np.int32)
+    ids = np.concatenate([orders, end], axis=1)
+    batch = {"latent": latents(config)["latent"], "ids": ids, "mask": np.ones_like(ids)}
+    _, _, state, step = start(config, optimizer=make_optimizer(optimizer, 60))
+    assert list(state.params) == ["clip_text"]
+    found = []
+    for _ in range(60):
+        state, metrics = step(state, {}, batch)
+        found.append(float(metrics["loss"]))
+    assert found[-1] < 0.2 * found[0]
+
+
+def test_what_the_text_encoder_predicts_keeps_distances_between_latents() -> None:
+    latent = np.random.default_rng(0).standard_normal((5, 9, 9, 16)).astype(np.float32)
+    projected = np.asarray(project(jnp.asarray(latent), 4000))
+    np.testing.assert_array_equal(projected, project(jnp.asarray(latent), 4000))
+    flat = latent.reshape(5, -1)
+    ours, theirs = (((x[:, None] - x[None]) ** 2).mean(2) for x in (projected, flat))
+    np.testing.assert_allclose(ours, theirs, rtol=0.1)
 
 
 @pytest.mark.parametrize("train_encoder", [True, False])

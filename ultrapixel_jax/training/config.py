@@ -115,6 +115,11 @@ class StageATask:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextTask:
+    """The text encoder before stage C, by predicting a projection of the EffNet latent from captions."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PreviewerTask:
     """The previewer: pictures at a quarter of the image's size from its EffNet latent."""
 
@@ -123,13 +128,21 @@ class PreviewerTask:
     latent_noise: float = 0.0
     """Standard deviation of noise that is added to the latent before it is decoded, where 1 is the latent's
     own: what is told apart by less than that is lost, so that stage C need not learn it."""
+    outlier_weight: float = 0.0
+    """Of the mean square by which the latent exceeds `outlier_limit`, when the encoder is trained."""
+    outlier_limit: float = 3.5
+    """Absolute value of the latent, in standard deviations, from which on that counts."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.latent_noise <= 10:
             raise UserError(f"task.latent_noise {self.latent_noise} is outside 0 to 10")
+        if not self.outlier_weight >= 0:
+            raise UserError(f"task.outlier_weight {self.outlier_weight} must not be negative")
+        if not self.outlier_limit > 0:
+            raise UserError(f"task.outlier_limit {self.outlier_limit} must be positive")
 
 
-Task = GuidanceTask | LoraTask | StageCTask | StageBTask | StageATask | PreviewerTask
+Task = GuidanceTask | LoraTask | StageCTask | StageBTask | StageATask | PreviewerTask | TextTask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.data.paths import write_whole
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import lora
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.models.previewer import Previewer
@@ -57,9 +58,11 @@ def make_pictures(task: Task, sources: Sources, mesh: Mesh) -> Pictures:
     of them.
 
     Raises:
-        UserError: a network is missing that it takes to decode.
+        UserError: a network is missing that it takes to decode, or the task has nothing to show.
     """
     kind = type(task.config.task)
+    if kind is cfg.TextTask:
+        raise UserError("pictures.every is set, but the text encoder alone draws nothing; leave it at 0")
     if kind is cfg.StageATask:
         return _stage_a(task)
     if kind is cfg.PreviewerTask:

@@ -10,6 +10,7 @@ from ultrapixel_jax.training.tasks.previewer import TrainPreviewer
 from ultrapixel_jax.training.tasks.stage_a import TrainStageA
 from ultrapixel_jax.training.tasks.stage_b import TrainStageB
 from ultrapixel_jax.training.tasks.stage_c import TrainStageC
+from ultrapixel_jax.training.tasks.text import TrainText
 
 TASKS: dict[type, type[Task]] = {
     cfg.GuidanceTask: TrainGuidance,
@@ -18,6 +19,7 @@ TASKS: dict[type, type[Task]] = {
     cfg.StageATask: TrainStageA,
     cfg.StageBTask: TrainStageB,
     cfg.StageCTask: TrainStageC,
+    cfg.TextTask: TrainText,
 }
 
 

@@ -46,18 +46,22 @@ class TrainPreviewer(Task):
         frozen: Mapping[str, Variables],
         batch: Batch,
     ) -> Losses:
-        """Squared error against the image at that size."""
+        """Squared error against the image at that size, and what outliers of the latent cost."""
         task = self.config.task
         assert isinstance(task, PreviewerTask)
         image, changed = encode.pixels(batch["image"]), {}
         variables = {name: {"params": params[name], **collections[name]} for name in self.trained}
         latent: Any = None
+        outliers: Any = 0.0
         if self._encoder:
             encoder = EffnetEncoder(self.config.model.effnet_encoder)
             latent, changed["effnet_encoder"] = encoder.apply(
                 variables["effnet_encoder"], image.astype(self.dtype), True, mutable=["batch_stats"]
             )
             latent = latent.astype(jnp.float32)
+            # The latent's batch norm fixes its variance, not its tails, and stage C learns those badly.
+            excess = jnp.maximum(jnp.abs(latent) - task.outlier_limit, 0)
+            outliers = task.outlier_weight * jnp.square(excess).mean((1, 2, 3))
         else:
             latent = encode.latent(batch, "latent", frozen, self.config.model, self.dtype)
         if task.latent_noise:
@@ -67,4 +71,4 @@ class TrainPreviewer(Task):
             variables["previewer"], latent, True, mutable=["batch_stats"]
         )
         target = jax.image.resize(image, out.shape, "linear")
-        return Losses(jnp.square(out - target).mean((1, 2, 3)), collections=changed)
+        return Losses(jnp.square(out - target).mean((1, 2, 3)) + outliers, collections=changed)
