@@ -31,6 +31,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
+from ultrapixel_jax import orbax_log
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.manifest import (
     CHECKSUMS,
@@ -46,6 +47,7 @@ from ultrapixel_jax.manifest import (
 
 __all__ = ["CheckpointWriter", "ComponentInfo", "identity", "read_manifest", "restore"]
 
+orbax_log.quiet()
 LISTED = 40
 """Most mismatches that one message lists."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
+from ultrapixel_jax import orbax_log
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.training.checksum import checksum
@@ -26,6 +26,7 @@ from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, differ
 from ultrapixel_jax.training.runs import CHECKPOINTS, CONFIG, check_sum, config_to_json, one_error
 from ultrapixel_jax.training.state import TrainState
 
+orbax_log.quiet()
 FULL = ("No space left", "Disk quota exceeded", "File too large", "RESOURCE_EXHAUSTED", "ENOSPC")
 
 
@@ -188,6 +189,3 @@ def disk_errors(directory: str) -> Iterator[None]:
         if isinstance(error, OSError):
             raise UserError(f"{directory} cannot be written ({error.strerror or text[:200]})") from error
         raise
-
-
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs as an error it raises too

@@ -1,0 +1,35 @@
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from ultrapixel_jax import checkpoint  # noqa: F401 - silences it
+
+
+def fails_in(file: str) -> Callable[[], Awaitable[None]]:
+    """A coroutine function defined in `file`."""
+    names: dict[str, Any] = {}
+    exec(compile("async def save():\n    raise ValueError('no space')", file, "exec"), names)
+    return names["save"]
+
+
+def forget(save: Callable[[], Awaitable[None]]) -> None:
+    """Lets a task fail whose exception nobody retrieves."""
+
+    async def start() -> None:
+        task = asyncio.ensure_future(save())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert task.done()
+
+    asyncio.run(start())
+    gc.collect()
+
+
+def test_a_failed_save_is_not_logged_beside_its_error(caplog: pytest.LogCaptureFixture) -> None:
+    forget(fails_in("/site-packages/orbax/checkpoint/_src/serialization/serialization.py"))
+    assert caplog.text == ""
+    forget(fails_in("/home/someone/own.py"))
+    assert "never retrieved" in caplog.text
