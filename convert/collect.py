@@ -37,6 +37,7 @@ def collect(directories: Sequence[Path], output: Path, only: Sequence[str], dtyp
         if name not in real:
             raise UserError(f"the sources have no component {name!r}; they have {', '.join(real)}")
     with CheckpointWriter(output) as writer:
+        writer.sampling = {name: to_dict(config) for name, config in sources.sampling.items()}
         for name in only or list(real):
             entry = real[name]
             kept = name in FLOAT32_ALWAYS or dtype is None

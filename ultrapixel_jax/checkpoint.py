@@ -70,6 +70,8 @@ class CheckpointWriter:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory).absolute()
+        self.sampling: dict[str, Any] = {}
+        """What the manifest says under that name."""
         self._components: dict[str, ComponentInfo] = {}
         self._files: dict[str, dict[str, int]] = {}
 
@@ -155,7 +157,8 @@ class CheckpointWriter:
 
     def _finish(self) -> None:
         components = {name: info_to_json(info) for name, info in self._components.items()}
-        manifest = {"version": FORMAT_VERSION, "components": components}
+        sampling = {"sampling": self.sampling} if self.sampling else {}
+        manifest = {"version": FORMAT_VERSION, "components": components, **sampling}
         (self._partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         (self._partial / CHECKSUMS).write_text(json.dumps(self._files, indent=2) + "\n")
         self._partial.rename(self.directory)  # fails if something came to be there meanwhile

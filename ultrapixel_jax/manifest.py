@@ -63,6 +63,9 @@ class Manifest:
     """Format version."""
     components: dict[str, ComponentInfo]
     """By the name of the subdirectory."""
+    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How to sample from it: `sampling_c` and `sampling_b` as `config.to_dict` gives them; as from the
+    released model where there are none."""
 
 
 def read_manifest(directory: str | Path) -> Manifest:
@@ -81,7 +84,7 @@ def read_manifest(directory: str | Path) -> Manifest:
         )
     try:
         infos = {name: _info_from_json(info) for name, info in content["components"].items()}
-        return Manifest(int(content["version"]), infos)
+        return Manifest(int(content["version"]), infos, dict(content.get("sampling", {})))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{directory / MANIFEST} is damaged ({error!r}); convert again") from error
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from ultrapixel_jax import components
 from ultrapixel_jax.checkpoint import restore
 from ultrapixel_jax.compiler import options_to_initialise
-from ultrapixel_jax.config import COMPONENTS, CascadeConfig, from_dict, to_dict
+from ultrapixel_jax.config import COMPONENTS, CascadeConfig, DiffusionConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.manifest import identity, read_manifest
 from ultrapixel_jax.tokenizer import BYTE_TOKENIZER, is_tokenizer
@@ -66,6 +66,8 @@ class Sources:
         """Directory of the tokenizer; that of small models where no source brings one."""
         self.config: CascadeConfig | None = None
         """Of the last run among the sources, which knows how it is to be sampled."""
+        self.sampling: dict[str, DiffusionConfig] = {}
+        """`sampling_c` and `sampling_b` of the last source that has them."""
         self._depths: dict[str, int] = {}
         """How far away what is in `entries`, or the tokenizer, was: 0 in a directory that was named, 1 in one
         that a run brought along, and so on."""
@@ -94,6 +96,8 @@ class Sources:
             if name in components.CONFIGS and self._nearer(name, depth):
                 config = from_dict(components.CONFIGS[name], info.config)
                 self.entries[name] = Entry(config, str(directory), _from_checkpoint(directory, name, config))
+        for name, values in manifest.sampling.items():
+            self.sampling[name] = from_dict(DiffusionConfig, values)
         if (directory / "tokenizer").is_dir() and self._nearer(TOKENIZER, depth):
             self.tokenizer = directory / "tokenizer"
         return identity(directory)
@@ -119,6 +123,7 @@ class Sources:
                     lambda dtype, place, name=name: load(name, dtype, place),
                 )  # fmt: skip
         self.config = config.model
+        self.sampling = {"sampling_c": config.model.sampling_c, "sampling_b": config.model.sampling_b}
         return _digest([inner, run.step, ema, config])
 
     def fill_with_random(self, model: CascadeConfig, seed: int) -> None:

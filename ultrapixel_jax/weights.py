@@ -102,8 +102,8 @@ def _configuration(
     base = sources.config or CascadeConfig()
     guidance = found.get("guidance")
     if sources.config is not None:
-        return dataclasses.replace(base, **{**found, "guidance": guidance})
-    return CascadeConfig(**{"guidance": guidance, **_consistent(found)})
+        return dataclasses.replace(base, **{**found, "guidance": guidance, **sources.sampling})
+    return CascadeConfig(**{"guidance": guidance, **_consistent(found), **sources.sampling})
 
 
 def _consistent(found: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The demo's guidance networks on its frozen stage C, from cached latents of 384², 768² and 1536² pictures.
 
-As latents these are 9×9, 18×18 and 36×36: once, four and sixteen times the area of the base.
+As latents these are 9×9, 18×18 and 36×36: once, four and sixteen times the area of the base. A shift of the
+schedule by 2 hides the layout in the noise of large latents too, so that it has to be read from the guidance.
 """
 
 import dataclasses
@@ -10,8 +11,10 @@ from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask, Opti
 
 config = dataclasses.replace(
     stage_c,
-    task=GuidanceTask(DiffusionTraining(adaptive_buckets=32)),
+    task=GuidanceTask(DiffusionTraining("stable_diffusion", shift=2.0, adaptive_buckets=32)),
     data=dataclasses.replace(stage_c.data, batch_size=8),
     steps=4000,
-    optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=100, schedule="cosine", ema_decay=0.998),
+    optimizer=OptimizerConfig(
+        algorithm="muon", learning_rate=3e-3, warmup_steps=30, schedule="cosine", ema_decay=0.998
+    ),
 )

@@ -1,8 +1,9 @@
 """The demo's EffNet encoder and its previewer, together as an autoencoder.
 
-The full model's encoder is trained through stage B's noise. Trained so, this one's latents of large pictures
-came out four times those of small; as an autoencoder's they have one scale, and stage C need not wait for
-stage B. Tiles are read at 3/4 of their size, as stage B shows them to the encoder.
+The full model's encoder is trained through stage B's noise; trained as an autoencoder, it can be finished
+before stage B. Noise is added to the latents (of variance 1), so that they hold no more than a picture needs,
+and that the previewer forgives what stage C leaves inexact. Views are drawn at 3/4 of their size, as stage B
+shows pictures to the encoder.
 """
 
 from ultrapixel_jax.data.config import DataConfig
@@ -16,10 +17,10 @@ from ultrapixel_jax.training.config import (
 )
 
 config = TrainConfig(
-    task=PreviewerTask(train_encoder=True),
+    task=PreviewerTask(train_encoder=True, latent_noise=0.3, outlier_weight=0.1),
     model=demo,
-    data=DataConfig(areas=(192,), ratios=("1/1",), batch_size=16, lr_side=2, image_vector_probability=0.0),
-    steps=4000,
+    data=DataConfig(areas=(288,), ratios=("1/1",), batch_size=16, lr_side=2, image_vector_probability=0.0),
+    steps=5000,
     dtype="float32",
     scanned=False,
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, schedule="cosine", ema_decay=0.998),

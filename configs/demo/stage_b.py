@@ -16,7 +16,7 @@ from ultrapixel_jax.training.config import (
 
 config = TrainConfig(
     task=StageBTask(
-        DiffusionTraining(adaptive_buckets=32),
+        DiffusionTraining("stable_diffusion", shift=2.0, adaptive_buckets=32),
         train_encoder=False,
         condition_scales=(0.75,),
         condition_dropout=0.05,
@@ -25,9 +25,11 @@ config = TrainConfig(
     ),
     model=demo,
     data=DataConfig(areas=(256,), ratios=("1/1",), batch_size=4, lr_side=2, image_vector_probability=0.0),
-    steps=10_000,
+    steps=9000,
     scanned=False,
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=200, schedule="cosine", ema_decay=0.998),
+    optimizer=OptimizerConfig(
+        algorithm="muon", learning_rate=6e-3, warmup_steps=200, schedule="cosine", ema_decay=0.998
+    ),
     checkpoints=CheckpointConfig(every=500, keep_last=2),
     log=LogConfig(every=50),
 )

@@ -1,4 +1,7 @@
-"""The demo's stage C with its text encoder, from cached latents of 384² pictures and their captions."""
+"""The demo's stage C, from cached latents of 384² pictures and their captions, on the finished text encoder.
+
+Trained with it, the text encoder forgot what "left of" and "right of" are within 900 steps.
+"""
 
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.demo.config import config as demo
@@ -12,14 +15,16 @@ from ultrapixel_jax.training.config import (
 )
 
 config = TrainConfig(
-    task=StageCTask(diffusion=DiffusionTraining(adaptive_buckets=32), train_text_encoder=True),
+    task=StageCTask(diffusion=DiffusionTraining("stable_diffusion", adaptive_buckets=32)),
     model=demo,
     data=DataConfig(
         cached=True, cached_text=False, batch_size=32, image_vector_probability=0.0, caption_dropout=0.1
     ),
-    steps=20_000,
+    steps=9000,
     scanned=False,
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=300, schedule="cosine", ema_decay=0.999),
+    optimizer=OptimizerConfig(
+        algorithm="muon", learning_rate=4e-3, warmup_steps=100, schedule="cosine", ema_decay=0.999
+    ),
     checkpoints=CheckpointConfig(every=1000, keep_last=2),
     log=LogConfig(every=100),
 )

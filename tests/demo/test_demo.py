@@ -14,7 +14,7 @@ from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.tokenizer import Tokenizer
 from ultrapixel_jax.weights import DEMO
 
-NETWORKS = {"clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer", "effnet_encoder"}
+NETWORKS = {"clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer"}
 
 
 def test_it_is_whole_and_small() -> None:

@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from tests.recordings import relative_error
 from ultrapixel_jax.models import attention as attn
-from ultrapixel_jax.models.blocks import GlobalResponseNorm
+from ultrapixel_jax.models.blocks import GlobalResponseNorm, ResBlock
 from ultrapixel_jax.models.embeddings import fourier_features, sinusoidal
 from ultrapixel_jax.models.layers import depthwise, pixel_shuffle, pixel_unshuffle
 from ultrapixel_jax.models.resize import resize_bilinear, resize_nearest
@@ -195,3 +195,12 @@ def test_global_response_norm_of_a_zero_channel_has_a_gradient() -> None:
     norm = torch.norm(y, p=2, dim=(1, 2), keepdim=True)
     torch.sin(y * norm / (norm.mean(-1, keepdim=True) + 1e-6) + 1 + y).sum().backward()
     np.testing.assert_allclose(found, y.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fresh_resblock_is_linear_in_its_skip():
+    x, skip = jnp.asarray(normal(2, 5, 4, 8)), jnp.asarray(normal(2, 5, 4, 6, seed=1))
+    block = ResBlock(8)
+    variables = block.init(jax.random.key(0), x, skip)
+    nothing, once, thrice = (block.apply(variables, x, factor * skip) for factor in (0, 1, -3))
+    assert jnp.abs(once - nothing).max() > 0.1
+    assert relative_error(thrice - nothing, -3 * (once - nothing)) < 1e-5

@@ -1,5 +1,6 @@
 """What a run has trained leaves it: to the released layout, to a checkpoint, to another run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import convert.__main__ as convert
 from tests.training.steps import config_of, with_
 from ultrapixel_jax.checkpoint import restore
+from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.checkpoints import RunCheckpoints
@@ -75,6 +77,16 @@ def test_runs_become_one_checkpoint(guidance, tmp_path: Path) -> None:
     text = restore(output, "clip_text", dtype=np.float32)["params"]
     equal(text, jax.tree.map(lambda x: x.astype("bfloat16").astype(np.float32), average["clip_text"]))
     assert (output / "tokenizer" / "vocab.json").is_file()
+
+
+def test_a_checkpoint_of_runs_is_sampled_as_they_are(tmp_path: Path) -> None:
+    model = config_of(StageCTask()).model
+    sampling = DiffusionConfig(steps=3, schedule="stable_diffusion", shift=2.0)
+    model = dataclasses.replace(model, sampling_b=sampling)
+    run, _ = make_run(tmp_path / "run", StageCTask(), model=model)
+    for source, output in ((run, tmp_path / "once"), (tmp_path / "once", tmp_path / "twice")):
+        assert convert.main([str(source), str(output)]) == 0
+        assert Sources([output]).sampling == {"sampling_c": model.sampling_c, "sampling_b": sampling}
 
 
 def test_average_or_parameters(guidance) -> None:

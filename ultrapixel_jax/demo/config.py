@@ -61,6 +61,8 @@ config = CascadeConfig(
         vocab_size=VOCABULARY, positions=24, width=128, layers=3, heads=4, mlp_width=512, projection=128
     ),
     clip_vision=ClipVisionConfig(image_size=28, width=16, layers=1, heads=2, mlp_width=32, projection=16),
+    # Without squeeze-excitation, whose means over the whole map would tell sizes apart: with it, latents of
+    # large pictures came out several times those of small ones.
     effnet_encoder=EffnetEncoderConfig(
         EfficientNetConfig(
             stem=16,
@@ -68,8 +70,8 @@ config = CascadeConfig(
                 EfficientNetStage("fused", 1, 1, 16, 1),
                 EfficientNetStage("fused", 2, 2, 32, 1),
                 EfficientNetStage("fused", 2, 2, 48, 1),
-                EfficientNetStage("mbconv", 3, 2, 96, 2),
-                EfficientNetStage("mbconv", 3, 2, 128, 3),
+                EfficientNetStage("fused", 2, 2, 96, 2),
+                EfficientNetStage("fused", 2, 2, 128, 3),
             ),
             head=256,
         )
@@ -77,6 +79,6 @@ config = CascadeConfig(
     previewer=PreviewerConfig(channels=(192, 96, 48, 24)),
     controlnet=ControlNetConfig(channels=WIDTH, slots=(0, 2, 4, 6)),
     lora=LoraConfig(stage_c=stage_c, text_width=128),
-    sampling_c=DiffusionConfig(steps=20, cfg=4.0),
-    sampling_b=DiffusionConfig(steps=10, cfg=1.1),
+    sampling_c=DiffusionConfig(steps=20, cfg=4.0, schedule="stable_diffusion", shift=2.0),
+    sampling_b=DiffusionConfig(steps=10, cfg=2.0, schedule="stable_diffusion", shift=2.0),
 )

@@ -109,7 +109,7 @@ def _background(b: Background, y: Axis, x: Axis, pixel: float) -> Float32[np.nda
 
 def period_of(size: float) -> float:
     """Period of the coarse texture of an object of `size`; both in shorter sides."""
-    return float(np.clip(0.3 * size, 0.09, 0.15))
+    return float(np.clip(0.36 * size, 0.12, 0.2))
 
 
 def _dark_share(o: Object, x: Field, y: Field, pixel: float) -> Field | None:

@@ -19,8 +19,8 @@ from pathlib import Path
 from ultrapixel_jax.data.build import Parser, exit_code, whole
 from ultrapixel_jax.errors import UserError
 
-TILES, BASE, LARGE = 24_000, 40_000, 8_000
-"""Pictures of the three datasets."""
+VIEWS, TILES, BASE, LARGE = 10_000, 12_000, 60_000, 8_000
+"""Pictures of the four datasets."""
 
 
 def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, list[str]]]:
@@ -45,16 +45,18 @@ def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, lis
         return module("ultrapixel_jax.data.cache", *names, *more)
 
     yield "the tokenizer", module("ultrapixel_jax.demo.words", at("words"))
-    yield "tiles", draw("tiles", TILES, "--side", 384, 384, 512, 768, 1536, "--tile", 256)
-    yield "the EffNet encoder and the previewer", train("previewer", "encoder", "tiles", ["words"])
     # The encoder sees 3/4 of a picture's side: 9×9 positions for the base size of 384².
+    yield "views", draw("views", VIEWS, "--side", 288, 288, 576, 1152, "--tile", 288)
+    yield "the EffNet encoder and the previewer", train("previewer", "encoder", "views", ["words"])
     yield "pictures of the base size", draw("base", BASE, "--side", 288)
     pixels = ("--without", "clip_text", "clip_vision")  # the text encoder is yet to be trained
     yield (
         "their latents",
         cache("base", "base_latents", ["encoder", "words"], "--areas", 288, "--lr-side", 1, *pixels),
     )
-    yield "stage C and the text encoder", train("stage_c", "stage_c", "base_latents", ["encoder", "words"])
+    yield "the text encoder", train("text", "text", "base_latents", ["encoder", "words"])
+    yield "stage C", train("stage_c", "stage_c", "base_latents", ["encoder", "words", "text"])
+    yield "tiles", draw("tiles", TILES, "--side", 384, 384, 768, 1536, "--tile", 256)
     yield "stage A", train("stage_a", "stage_a", "tiles", ["words"])
     yield "stage B", train("stage_b", "stage_b", "tiles", ["stage_a", "encoder", "stage_c"])
     yield "large pictures", draw("large", LARGE, "--side", 288, 576, 1152)
@@ -62,7 +64,7 @@ def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, lis
     yield "their latents", cache("large", "large_latents", ["encoder", "words"], *large)
     yield "the guidance networks", train("guidance", "guidance", "large_latents", ["encoder", "stage_c"])
     names = ("guidance", "stage_b")  # each brings what it was trained on
-    parts = ("clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer", "effnet_encoder")
+    parts = ("clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer")
     gather = module("convert", *map(at, names), checkpoint, "--dtype", "bfloat16")
     yield "the checkpoint", [*gather, *(word for part in parts for word in ("--component", part))]
 

@@ -21,6 +21,7 @@ from ultrapixel_jax.models.layers import (
     Linear,
     gelu,
     layer_norm,
+    mirrored,
     parameter,
     per_channel,
 )
@@ -68,10 +69,11 @@ class ResBlock(nn.Module):
         y = layer_norm(DepthwiseConv(param_dtype=self.param_dtype, name="depthwise")(x))
         if skip is not None:
             y = jnp.concatenate([y, skip], axis=-1)
-        y = Linear(4 * self.channels, param_dtype=self.param_dtype, name="expand")(y)
+        init = mirrored(nn.initializers.xavier_uniform(), axis=1)
+        y = Linear(4 * self.channels, kernel_init=init, param_dtype=self.param_dtype, name="expand")(y)
         y = GlobalResponseNorm(param_dtype=self.param_dtype, name="grn")(gelu(y))
         y = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(y)
-        init = nn.initializers.variance_scaling(self.out_scale**2, "fan_avg", "uniform")
+        init = mirrored(nn.initializers.variance_scaling(self.out_scale**2, "fan_avg", "uniform"), axis=0)
         y = Linear(self.channels, kernel_init=init, param_dtype=self.param_dtype, name="contract")(y)
         return x + y
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -53,6 +54,7 @@ class Linear(nn.Module):
     features: int
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -61,8 +63,23 @@ class Linear(nn.Module):
         kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         bias = None
         if self.use_bias:
-            bias = parameter(self, "bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+            bias = parameter(self, "bias", self.bias_init, (self.features,), self.param_dtype)
         return apply_linear(x, kernel, bias)
+
+
+def mirrored(init: nn.initializers.Initializer, axis: int) -> nn.initializers.Initializer:
+    """`init` with the second half along `axis` of opposite sign: looks-linear initialisation.
+
+    Of an MLP whose first kernel is so along its outputs and the second along its inputs, pairs of hidden
+    units add up to gelu(x) - gelu(-x) = x: it starts as a linear map, which passes on noise unharmed
+    (Balduzzi et al., "The shattered gradients problem", 2017).
+    """
+
+    def make(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        half = jnp.split(init(key, shape, dtype), 2, axis)[0]
+        return jnp.concatenate([half, -half], axis)
+
+    return make
 
 
 def apply_linear(

@@ -65,7 +65,10 @@ class StageB(nn.Module):
             c.clip_tokens * c.c_cond, kernel_init=nn.initializers.normal(0.02), param_dtype=dtype
         )
         init = nn.initializers.variance_scaling(0.02**2, "fan_avg", "uniform")
-        self.embedding = Linear(first, kernel_init=init, param_dtype=dtype)
+        # Biases are larger than what the small kernel makes of x, so that the norm keeps the scale of x.
+        self.embedding = Linear(
+            first, kernel_init=init, bias_init=nn.initializers.normal(0.05), param_dtype=dtype
+        )
         self.down, self.up = build_levels(c.levels, c.timestep_conditions, dtype, self.scanned)
         self.downscaler = [
             Conv(level.channels, size=2, stride=2, padding=0, param_dtype=dtype) for level in c.levels[1:]

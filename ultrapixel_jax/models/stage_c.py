@@ -51,7 +51,10 @@ class StageC(nn.Module):
         self.clip_txt_pooled_mapper = Linear(c.clip_tokens * c.c_cond, kernel_init=_small, param_dtype=dtype)
         self.clip_img_mapper = Linear(c.clip_tokens * c.c_cond, kernel_init=_small, param_dtype=dtype)
         init = nn.initializers.variance_scaling(0.02**2, "fan_avg", "uniform")
-        self.embedding = Linear(c.levels[0].channels, kernel_init=init, param_dtype=dtype)
+        # Biases are larger than what the small kernel makes of x, so that the norm keeps the scale of x.
+        self.embedding = Linear(
+            c.levels[0].channels, kernel_init=init, bias_init=nn.initializers.normal(0.05), param_dtype=dtype
+        )
         self.down, self.up = build_levels(c.levels, c.timestep_conditions, dtype, self.scanned)
         # Entry i leads into level i + 1 on the way down, out of `up_i` on the way up.
         self.downscaler = [Linear(level.channels, param_dtype=dtype) for level in c.levels[1:]]
