@@ -184,7 +184,7 @@ def _draw(dice: _Dice) -> Scene:
     relation = dice.choice(RELATIONS)
     if relation == "inside":
         sizes = dice.between(0.28, 0.34), dice.between(0.76, 0.88)
-        x, y = (0.5 + dice.between(-0.05, 0.05) for _ in range(2))
+        x, y = (0.5 + dice.between(-0.01, 0.01) for _ in range(2))
         places = [(x, y), (x, y)]
     else:
         sizes = dice.between(0.33, 0.43), dice.between(0.33, 0.43)
