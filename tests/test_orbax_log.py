@@ -33,3 +33,19 @@ def test_a_failed_save_is_not_logged_beside_its_error(caplog: pytest.LogCaptureF
     assert caplog.text == ""
     forget(fails_in("/home/someone/own.py"))
     assert "never retrieved" in caplog.text
+
+
+def test_nor_is_one_of_its_storage_library(caplog: pytest.LogCaptureFixture) -> None:
+    def forgotten(file: str) -> None:
+        async def fail() -> None:
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(ValueError(f"Error writing '{file}': No space left on device"))
+            del future
+            gc.collect()
+
+        asyncio.run(fail())
+
+    forgotten("/runs/3.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp/d/5be4")
+    assert caplog.text == ""
+    forgotten("/home/someone/own")
+    assert "never retrieved" in caplog.text

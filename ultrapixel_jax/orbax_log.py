@@ -16,5 +16,8 @@ def quiet() -> None:
 
 
 def _of_others(record: logging.LogRecord) -> bool:
-    """Whether a record of asyncio is about other tasks: it names the file of the task's coroutine."""
-    return "/orbax/checkpoint/" not in record.getMessage().replace("\\", "/")
+    """Whether a record of asyncio is about others: of a task it names the file of Orbax's coroutine, of a
+    future the file that could not be written, in a directory with a name of Orbax's.
+    """
+    message = record.getMessage().replace("\\", "/")
+    return "/orbax/checkpoint/" not in message and ".orbax-checkpoint-tmp" not in message
