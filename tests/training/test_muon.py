@@ -13,7 +13,7 @@ from ultrapixel_jax.models import scan
 from ultrapixel_jax.sharding import make_mesh
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.config import OptimizerConfig, StageCTask
-from ultrapixel_jax.training.optimizer import hidden_matrices, make_optimizer
+from ultrapixel_jax.training.optimizer import is_hidden_matrix, make_optimizer
 from ultrapixel_jax.training.tasks import make_task
 
 RATE, DECAY = 1e-2, 0.1
@@ -30,6 +30,11 @@ def some_params(rng: np.random.Generator) -> dict[str, Any]:
     }
     draw = lambda shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
     return jax.tree.map(draw, shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def random_like(tree: Any, seed: int) -> Any:
+    key = jax.random.key(seed)
+    return jax.tree.map(lambda x: jax.random.normal(jax.random.fold_in(key, x.size), x.shape), tree)
 
 
 def updates(config: OptimizerConfig, params: Any, gradients: Any) -> Any:
@@ -60,14 +65,13 @@ def test_stacked_blocks_get_the_updates_of_single_ones() -> None:
     task = make_task(config)
     model = config.model.stage_c
     single = task.initial("stage_c", jax.random.key(0))
-    gradients = jax.tree.map(
-        lambda x: jax.random.normal(jax.random.key(x.size), x.shape), {"params": single["params"]}
-    )
+    gradients = random_like({"params": single["params"]}, 0)
     stacked = scan.stack({"params": single["params"]}, model)["params"]
     stacked_gradients = scan.stack(gradients, model)["params"]
     expected = scan.stack({"params": updates(MUON, single["params"], gradients["params"])}, model)["params"]
     found = updates(MUON, stacked, stacked_gradients)
-    assert any(getattr(x, "reduction_axis", 0) == 1 for x in _leaves(hidden_matrices(stacked)))
+    taken = jax.tree_util.tree_map_with_path(is_hidden_matrix, stacked)
+    assert any(take and x.ndim == 3 for take, x in zip(jax.tree.leaves(taken), jax.tree.leaves(stacked)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, expected)
 
 
@@ -92,10 +96,24 @@ def test_moments_lie_where_their_parameters_do() -> None:
     assert seen == set(where)
 
 
-def _leaves(tree: Any) -> list[Any]:
-    return jax.tree.leaves(
-        tree, is_leaf=lambda x: x is None or isinstance(x, optax.contrib.MuonDimensionNumbers)
-    )
+def test_matrices_together_move_as_each_does_with_optax() -> None:
+    task = make_task(config_of(StageCTask(), optimizer=MUON))
+    params = task.initial("stage_c", jax.random.key(0))["params"]
+    matrix = optax.contrib.MuonDimensionNumbers(0, 1)
+    reference = optax.contrib.muon(
+        RATE, weight_decay=DECAY, adam_b1=MUON.betas[0], adam_b2=MUON.betas[1], adam_weight_decay=DECAY,
+        eps=MUON.epsilon, consistent_rms=0.2,
+        muon_weight_dimension_numbers=jax.tree_util.tree_map_with_path(
+            lambda *x: matrix if is_hidden_matrix(*x) else None, params
+        ),
+    )  # fmt: skip
+    optimizer = make_optimizer(MUON, 10)
+    states_of = [optimizer.init(params), reference.init(params)]
+    for step in range(3):
+        gradients = random_like(params, step)
+        found, states_of[0] = optimizer.update(gradients, states_of[0], params)
+        expected, states_of[1] = reference.update(gradients, states_of[1], params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), found, expected)
 
 
 def test_it_lowers_a_loss() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -37,10 +38,15 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     rate, decay = learning_rate(config, steps), config.weight_decay
     if config.algorithm == "muon":
         b1, b2 = config.betas
-        algorithm = optax.contrib.muon(
-            rate, weight_decay=decay, adam_b1=b1, adam_b2=b2, adam_weight_decay=decay, eps=config.epsilon,
-            consistent_rms=0.2, muon_weight_dimension_numbers=hidden_matrices,
-        )  # fmt: skip
+        parts = {
+            "muon": optax.chain(
+                scale_by_muon(config.epsilon),
+                optax.add_decayed_weights(decay),
+                optax.scale_by_learning_rate(rate),
+            ),
+            "adam": optax.adamw(rate, b1, b2, eps=config.epsilon, weight_decay=decay, nesterov=True),
+        }
+        algorithm = optax.partition(parts, _labels)
     else:
         algorithm = optax.adamw(rate, *config.betas, eps=config.epsilon, weight_decay=decay)
     if not config.clip_norm:
@@ -48,21 +54,61 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), algorithm)
 
 
-def hidden_matrices(params: Any) -> Any:
-    """What Muon takes as a matrix, and None for what it leaves to AdamW, in the structure of `params`.
+def scale_by_muon(epsilon: float) -> optax.GradientTransformation:
+    """Orthogonalised momentum, scaled to the root mean square of AdamW's updates.
+
+    That of optax, given all matrices of a shape as one array: a UNet has some hundred matrices of few
+    shapes, and the fifteen products for each cost a GPU more to start, and to compile, than to compute.
+    """
+
+    def dimensions(groups: Any) -> Any:
+        return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(1, 2), groups)
+
+    inner = optax.contrib.scale_by_muon(eps=epsilon, weight_dimension_numbers=dimensions)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        moments = state._replace(mu=_by_shape(state.mu))
+        groups, moments = inner.update(_by_shape(updates), moments)
+        groups = {shape: x * (0.2 * math.sqrt(max(shape))) for shape, x in groups.items()}
+        return _apart(groups, updates), moments._replace(mu=_apart(moments.mu, updates))
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def _by_shape(tree: Any) -> dict[tuple[int, int], Array]:
+    """The matrices in the leaves of `tree`, by shape: (number, rows, columns)."""
+    groups: dict[Any, list[Array]] = {}
+    for x in jax.tree.leaves(tree):
+        groups.setdefault(x.shape[-2:], []).append(x.reshape(-1, *x.shape[-2:]))
+    return {shape: jnp.concatenate(parts) for shape, parts in groups.items()}
+
+
+def _apart(groups: dict[tuple[int, int], Array], like: Any) -> Any:
+    """What `_by_shape` put together, in the structure of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    taken = dict.fromkeys(groups, 0)
+    out = []
+    for x in leaves:
+        shape = x.shape[-2:]
+        first, count = taken[shape], math.prod(x.shape[:-2])
+        out.append(groups[shape][first : first + count].reshape(x.shape))
+        taken[shape] += count
+    return jax.tree.unflatten(structure, out)
+
+
+def _labels(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda *x: "muon" if is_hidden_matrix(*x) else "adam", params)
+
+
+def is_hidden_matrix(path: Any, x: Any) -> bool:
+    """Whether Muon takes a parameter as a matrix, or as some of one shape; it leaves others to AdamW.
 
     Matrices are the kernels of linear layers, also where those of several blocks are stacked, but for the
     first and the last layer of a UNet (Jordan, "Muon", 2024).
     """
-
-    def matrix(path: Any, x: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        names = [getattr(key, "key", "") for key in path]
-        stacked = int("rest" in names)
-        if names[-1:] != ["kernel"] or jnp.ndim(x) != 2 + stacked or names[-2] in ENDS:
-            return None
-        return optax.contrib.MuonDimensionNumbers(stacked, stacked + 1)
-
-    return jax.tree_util.tree_map_with_path(matrix, params)
+    names = [getattr(key, "key", "") for key in path]
+    return names[-1:] == ["kernel"] and jnp.ndim(x) == 2 + ("rest" in names) and names[-2] not in ENDS
 
 
 def update_ema(ema: Any, params: Any, updates: Array, decay: float) -> Any:
