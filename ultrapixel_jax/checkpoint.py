@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -259,8 +260,10 @@ def _save_handler() -> ocp.PyTreeCheckpointHandler:
     The copy guards against changes during an asynchronous save, and this one is not. Weights hardly
     compress, and uncompressed ones are restored faster.
     """
+    takes = inspect.signature(type_handlers.NumpyHandler).parameters  # Orbax before 0.12.8 always copies
+    options = {"deepcopy_host_arrays": False} if "deepcopy_host_arrays" in takes else {}
     registry = type_handlers.create_type_handler_registry(
-        (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (np.ndarray, type_handlers.NumpyHandler(**options)),
         (jax.Array, type_handlers.ArrayHandler()),  # unused; Orbax warns without it
     )
     return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -91,6 +92,16 @@ def load_encoders(sources: Sources, dtype: str = "float32", without: Sequence[st
     cascade = sources.config or CascadeConfig()
     found = {name: sources.entries[name].config for name in wanted}
     configs = {name: found.get(name, getattr(cascade, name)) for name in NAMES}
+    if (
+        entry := sources.entries.get("stage_c")
+    ) is not None:  # what is missing gives zeros, as wide as it takes
+        c = entry.config
+        widths = {
+            "clip_text": {"width": c.c_clip_text, "projection": c.c_clip_text_pooled},
+            "clip_vision": {"projection": c.c_clip_img},
+        }
+        for name in widths.keys() - found.keys():
+            configs[name] = dataclasses.replace(configs[name], **widths[name])
     variables = {name: sources.load(name, configs[name], dtype=jnp.dtype(dtype)) for name in wanted}
     tokenizer = Tokenizer(sources.tokenizer, configs["clip_text"].positions)
     return Encoders(configs, variables, tokenizer, jnp.dtype(dtype))
