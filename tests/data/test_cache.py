@@ -11,12 +11,19 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.tiny import config as tiny
 from tests.data.conftest import AREAS, RATIOS
 from ultrapixel_jax import components, named_weights
 from ultrapixel_jax.checkpoint import CheckpointWriter, ComponentInfo
-from ultrapixel_jax.config import EfficientNetConfig, EfficientNetStage, EffnetEncoderConfig, to_dict
+from ultrapixel_jax.config import (
+    EfficientNetConfig,
+    EfficientNetStage,
+    EffnetEncoderConfig,
+    StageCConfig,
+    to_dict,
+)
 from ultrapixel_jax.data import cache as command
 from ultrapixel_jax.data import encode
 from ultrapixel_jax.data.config import DataConfig
@@ -151,6 +158,17 @@ def test_encoders_that_are_missing_give_zeros(
     assert not batch["image_vector"].any() and batch["image_vector"].shape == (1, 768)
     other = by_id(read(dataclasses.replace(config, path=str(cached)), 40))[batch["ids"][0]]
     np.testing.assert_array_equal(batch["latent"][0], other["latent"])
+
+
+def test_zeros_are_as_wide_as_stage_c_takes(checkpoint: Path, tmp_path: Path) -> None:
+    stage_c = StageCConfig(c_clip_text=12, c_clip_text_pooled=10, c_clip_img=6)
+    with CheckpointWriter(tmp_path / "stage_c") as writer:
+        writer.add("stage_c", {"params": {}}, ComponentInfo(config=to_dict(stage_c)))
+    sources = Sources([checkpoint, tmp_path / "stage_c"])
+    encoders = encode.load_encoders(sources, "float32", ("clip_text", "clip_vision"))
+    states, pooled = encoders.text(["a cat"])
+    assert states.shape == (1, 1, 12) and pooled.shape == (1, 10)
+    assert encoders.image_vectors([Image.new("RGB", (32, 32))]).shape == (1, 6)
 
 
 def test_dropping_still_works(cached: Path, checkpoint: Path) -> None:

@@ -72,6 +72,33 @@ def test_the_attention_of_tpus_forward_and_gradient(monkeypatch, queries, keys):
         assert a.dtype == jnp.bfloat16 and relative_error(a, b) < 0.02
 
 
+@pytest.mark.parametrize("queries, keys", [(9, 13), (8, 13), (9, 12), (8, 12)])
+def test_the_attention_of_gpus_forward_and_gradient(monkeypatch, queries, keys):
+    by_xla = jax.nn.dot_product_attention
+    seen = []
+
+    def kernel(q, k, v, *, implementation, **lengths):
+        seen.extend([q.shape[1], k.shape[1]])
+        assert implementation == "cudnn"
+        return by_xla(q, k, v, implementation="xla", **lengths)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    monkeypatch.setattr(attn, "FEW_PAIRS", 0)
+    inputs = (normal(2, n, 2, 8, seed=seed) for seed, n in enumerate((queries, keys, keys)))
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in inputs)
+
+    def with_gradients(path, *args):
+        out, pull = jax.vjp(path, *args)
+        return out, *pull(jnp.asarray(normal(2, queries, 2, 8, seed=3), out.dtype))
+
+    found = with_gradients(attn.attention, q, k, v)
+    expected = with_gradients(plain_attention, *(x.astype(jnp.float32) for x in (q, k, v)))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.bfloat16 and relative_error(a, b) < 0.02
+    assert seen and not any(n % 2 for n in seen)  # of others cuDNN has no gradient
+
+
 def test_attention_of_large_logits_stays_finite():
     q = jnp.full((1, 3, 1, 8), 100.0)
     out = attn.attention(q, q, jnp.ones((1, 3, 1, 8)))

@@ -44,9 +44,9 @@ def attention(
 def _attention(q: Array, k: Array, v: Array) -> Array:
     pairs = q.shape[1] * k.shape[1]
     small = isinstance(pairs, int) and pairs <= FEW_PAIRS
-    if q.dtype == jnp.bfloat16 and jax.default_backend() == "gpu":
+    if q.dtype == jnp.bfloat16 and jax.default_backend() == "gpu" and not small:
         # Tracing this kernel already asks for cuDNN, so that it cannot be one of the branches below.
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        return _flash_gpu(q, k, v)
     if q.dtype == jnp.bfloat16 and jax.default_backend() == "tpu" and isinstance(pairs, int) and not small:
         return by_examples_and_heads(_flash_tpu)(q, k, v)  # importing Pallas takes CPUs too long
     return jax.lax.platform_dependent(q, k, v, cpu=_by_queries if small else _by_heads, default=_by_queries)
@@ -104,6 +104,23 @@ def _in_chunks(
     out = jax.lax.map(lambda chunk: attend(chunk, k, v), chunks)
     joined = jnp.concatenate([out[i] for i in range(count)], axis=axis)
     return jax.lax.slice_in_dim(joined, 0, n, axis=axis)
+
+
+def _flash_gpu(q: Array, k: Array, v: Array) -> Array:
+    """cuDNN's kernel, with an even number of queries and of keys: for an odd one it has no gradient."""
+    n, m = q.shape[1], k.shape[1]
+    if not (isinstance(n, int) and isinstance(m, int)) or n % 2 == m % 2 == 0:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+    def even(x: Array) -> Array:
+        return jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)])
+
+    out = jax.nn.dot_product_attention(
+        even(q), even(k), even(v), implementation="cudnn",
+        query_seq_lengths=jnp.full(len(q), n, jnp.int32),
+        key_value_seq_lengths=jnp.full(len(k), m, jnp.int32),
+    )  # fmt: skip
+    return out[:, :n]
 
 
 def _flash_tpu(q: Array, k: Array, v: Array) -> Array:
