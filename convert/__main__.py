@@ -45,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
                    help="configuration of models that were not released")  # fmt: skip
     p.add_argument("--dtype", default=None, metavar="NAME",
                    help="store as float32 or bfloat16; without it every tensor keeps its own")  # fmt: skip
+    p.add_argument("--compress", action="store_true",
+                   help="gathering: store the networks compressed, smaller and slower to load")  # fmt: skip
     p.add_argument("--tokenizer", type=Path, metavar="DIR",
                    help="CLIP's tokenizer, where it does not lie in a source directory")  # fmt: skip
     return p
@@ -54,7 +56,7 @@ def run(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     options, unknown = parser().parse_known_args(argv)
     if unknown:
-        known = ["--export", "--component", "--config", "--dtype", "--tokenizer", "--help"]
+        known = ["--export", "--component", "--config", "--dtype", "--compress", "--tokenizer", "--help"]
         raise UserError(unknown_key(unknown[0].split("=")[0], known, "option"))
     if len(options.paths) < 2:
         raise UserError("give at least one source and the output directory (see python -m convert --help)")
@@ -70,7 +72,7 @@ def run(argv: Sequence[str] | None) -> None:
     elif any(is_run(source) or (source / MANIFEST).is_file() for source in sources):
         from convert.collect import collect
 
-        collect(sources, output, options.component, dtype)
+        collect(sources, output, options.component, dtype, compressed=options.compress)
     else:
         from convert.convert import convert
 

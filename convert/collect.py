@@ -18,7 +18,14 @@ from ultrapixel_jax.tokenizer import FILES
 from ultrapixel_jax.weights import FLOAT32_ALWAYS
 
 
-def collect(directories: Sequence[Path], output: Path, only: Sequence[str], dtype: str | None) -> None:
+def collect(
+    directories: Sequence[Path],
+    output: Path,
+    only: Sequence[str],
+    dtype: str | None,
+    *,
+    compressed: bool = False,
+) -> None:
     """Write the networks of `directories`, of equal ones the last, to the checkpoint `output`.
 
     Args:
@@ -27,6 +34,7 @@ def collect(directories: Sequence[Path], output: Path, only: Sequence[str], dtyp
         only: components to take; all without.
         dtype: of what is written, but for networks that sampling keeps in float32; None leaves each
             network in its own.
+        compressed: store them compressed.
 
     Raises:
         UserError: a directory is neither, a component is missing, or `output` cannot be written.
@@ -36,7 +44,7 @@ def collect(directories: Sequence[Path], output: Path, only: Sequence[str], dtyp
     for name in only:
         if name not in real:
             raise UserError(f"the sources have no component {name!r}; they have {', '.join(real)}")
-    with CheckpointWriter(output) as writer:
+    with CheckpointWriter(output, compressed=compressed) as writer:
         writer.sampling = {name: to_dict(config) for name, config in sources.sampling.items()}
         for name in only or list(real):
             entry = real[name]
