@@ -74,6 +74,17 @@ def test_round_trip(saved: Path) -> None:
     assert sorted(p.name for p in saved.iterdir()) == ["checksums.json", "manifest.json", "stage_c"]
 
 
+def test_compressed(tmp_path: Path) -> None:
+    kernel = np.random.default_rng(0).normal(size=(512, 512)).astype(BF16)
+    sizes = []
+    for compressed in (False, True):
+        with CheckpointWriter(tmp_path / str(compressed), compressed=compressed) as writer:
+            writer.add("stage_c", {"params": {"kernel": kernel}}, INFO)
+        assert_equal(restore(tmp_path / str(compressed), "stage_c"), {"params": {"kernel": kernel}})
+        sizes.append(sum(p.stat().st_size for p in (tmp_path / str(compressed)).rglob("*") if p.is_file()))
+    assert kernel.nbytes < sizes[0] and sizes[1] < 0.85 * sizes[0]
+
+
 def test_manifest(tmp_path: Path) -> None:
     tokens = np.arange(77, dtype=np.int64)[None]
     info = ComponentInfo(

@@ -19,8 +19,8 @@ from ultrapixel_jax.training.config import (
 config = TrainConfig(
     task=PreviewerTask(train_encoder=True, latent_noise=0.3, outlier_weight=0.1),
     model=demo,
-    data=DataConfig(areas=(288,), ratios=("1/1",), batch_size=16, lr_side=2, image_vector_probability=0.0),
-    steps=5000,
+    data=DataConfig(areas=(288,), ratios=("1/1",), batch_size=64, lr_side=2, image_vector_probability=0.0),
+    steps=2750,
     dtype="float32",
     scanned=False,
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, schedule="cosine", ema_decay=0.998),

@@ -22,10 +22,11 @@ config = TrainConfig(
         condition_dropout=0.05,
         pyramid_levels=(0, 0),
         draws=4,
+        dropout=False,
     ),
     model=demo,
-    data=DataConfig(areas=(256,), ratios=("1/1",), batch_size=4, lr_side=2, image_vector_probability=0.0),
-    steps=9000,
+    data=DataConfig(areas=(256,), ratios=("1/1",), batch_size=32, lr_side=2, image_vector_probability=0.0),
+    steps=2500,
     scanned=False,
     optimizer=OptimizerConfig(
         algorithm="muon", learning_rate=6e-3, warmup_steps=200, schedule="cosine", ema_decay=0.998

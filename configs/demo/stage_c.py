@@ -15,7 +15,7 @@ from ultrapixel_jax.training.config import (
 )
 
 config = TrainConfig(
-    task=StageCTask(diffusion=DiffusionTraining("stable_diffusion", adaptive_buckets=32)),
+    task=StageCTask(diffusion=DiffusionTraining("stable_diffusion", adaptive_buckets=32), dropout=False),
     model=demo,
     data=DataConfig(
         cached=True, cached_text=False, batch_size=32, image_vector_probability=0.0, caption_dropout=0.1

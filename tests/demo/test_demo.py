@@ -14,7 +14,7 @@ from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.tokenizer import Tokenizer
 from ultrapixel_jax.weights import DEMO
 
-NETWORKS = {"clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer"}
+NETWORKS = {"clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer", "effnet_encoder"}
 
 
 def test_it_is_whole_and_small() -> None:

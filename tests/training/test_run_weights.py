@@ -68,7 +68,8 @@ def test_export_names_what_a_run_trains(guidance, tmp_path: Path, capsys) -> Non
 def test_runs_become_one_checkpoint(guidance, tmp_path: Path) -> None:
     stage_c, average = make_run(tmp_path / "stage_c", StageCTask(train_text_encoder=True), scanned=True)
     output = tmp_path / "checkpoint"
-    assert convert.main([str(stage_c), str(guidance[0]), str(output), "--dtype", "bfloat16"]) == 0
+    options = ["--dtype", "bfloat16", "--compress"]
+    assert convert.main([str(stage_c), str(guidance[0]), str(output), *options]) == 0
     sources = Sources([output])
     assert set(sources.entries) == {"stage_c", "clip_text", "guidance"}
     found = restore(output, "guidance")["params"]

@@ -80,5 +80,5 @@ config = CascadeConfig(
     controlnet=ControlNetConfig(channels=WIDTH, slots=(0, 2, 4, 6)),
     lora=LoraConfig(stage_c=stage_c, text_width=128),
     sampling_c=DiffusionConfig(steps=20, cfg=4.0, schedule="stable_diffusion", shift=2.0),
-    sampling_b=DiffusionConfig(steps=10, cfg=2.0, schedule="stable_diffusion", shift=2.0),
+    sampling_b=DiffusionConfig(steps=6, cfg=2.0, schedule="stable_diffusion", shift=2.0),
 )
