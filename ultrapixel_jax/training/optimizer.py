@@ -38,7 +38,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     rate, decay = learning_rate(config, steps), config.weight_decay
     if config.algorithm == "muon":
         b1, b2 = config.betas
-        parts = {
+        parts: dict[Any, Any] = {
             "muon": optax.chain(
                 scale_by_muon(config.epsilon),
                 optax.add_decayed_weights(decay),
@@ -69,7 +69,8 @@ def scale_by_muon(epsilon: float) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         moments = state._replace(mu=_by_shape(state.mu))
-        groups, moments = inner.update(_by_shape(updates), moments)
+        result: Any = inner.update(_by_shape(updates), moments)
+        groups, moments = result
         groups = {shape: x * (0.2 * math.sqrt(max(shape))) for shape, x in groups.items()}
         return _apart(groups, updates), moments._replace(mu=_apart(moments.mu, updates))
 
