@@ -175,7 +175,9 @@ def _regions(labels: Int[np.ndarray, "h w"]) -> list[Mask]:
         parts, _ = ndimage.label(core | (thin & (nearest == number)))  # pyright: ignore
         region = np.isin(parts, np.unique(parts[core]))
         regions.append(region[grown:-grown, grown:-grown])
-    largest = sorted(range(len(regions)), key=lambda i: -int(regions[i].sum()))[:MOST]
+    # Of two colours that alternate closely, the first takes all: nothing is left of the other.
+    some = [i for i, region in enumerate(regions) if region.any()]
+    largest = sorted(some, key=lambda i: -int(regions[i].sum()))[:MOST]
     return _joined([regions[i] for i in largest], [colours[i] for i in largest])
 
 
