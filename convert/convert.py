@@ -41,6 +41,8 @@ def convert(
     config: Path | None = None,
     dtype: str | None = None,
     tokenizer: Path | None = None,
+    *,
+    compressed: bool = False,
 ) -> None:
     """Convert every checkpoint file in `sources` into the new directory `output`, and print a table.
 
@@ -65,7 +67,7 @@ def convert(
         raise UserError(f"no file holds component {missing[0]!r}; found are {', '.join(chosen) or 'none'}")
 
     row = "{:<28} {:<26} {:<12} {:>8} {:>15} {}".format
-    with CheckpointWriter(output) as writer:
+    with CheckpointWriter(output, compressed=compressed) as writer:
         print(row("file", "component", "variant", "tensors", "parameters", "dtype"), flush=True)
         for name, (file, found) in chosen.items():
             parameters = _add(writer, name, file, found, dtype)

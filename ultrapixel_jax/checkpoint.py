@@ -261,7 +261,7 @@ def _save_handler(compressed: bool) -> ocp.PyTreeCheckpointHandler:
 
     The copy guards against changes during an asynchronous save, and this one is not.
     """
-    takes = inspect.signature(type_handlers.NumpyHandler).parameters  # Orbax before 0.12.8 always copies
+    takes = inspect.signature(type_handlers.NumpyHandler).parameters  # not in Orbax 0.12.4
     options: dict[str, Any] = {"deepcopy_host_arrays": False} if "deepcopy_host_arrays" in takes else {}
     registry = type_handlers.create_type_handler_registry(
         (np.ndarray, type_handlers.NumpyHandler(**options)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,24 +100,24 @@ def _configuration(
     if given is not None:
         return given
     base = sources.config or CascadeConfig()
-    guidance = found.get("guidance")
-    if sources.config is not None:
-        return dataclasses.replace(base, **{**found, "guidance": guidance, **sources.sampling})
-    return CascadeConfig(**{"guidance": guidance, **_consistent(found), **sources.sampling})
+    parts = {"guidance": found.get("guidance"), **consistent(found, base), **sources.sampling}
+    return dataclasses.replace(base, **parts)
 
 
-def _consistent(found: dict[str, Any]) -> dict[str, Any]:
-    """Configurations of a checkpoint, with those of absent parts made to fit the others' widths."""
-    out = dict(found)
-    default = CascadeConfig()
-    c = found.get("stage_c", default.stage_c)
-    if "stage_b" not in out:
-        out["stage_b"] = dataclasses.replace(
-            default.stage_b, c_effnet=c.c_latent, c_clip=c.c_clip_text_pooled
-        )
-    if "clip_vision" not in out:
-        out["clip_vision"] = dataclasses.replace(default.clip_vision, projection=c.c_clip_img)
-    return out
+def consistent(found: Mapping[str, Any], base: CascadeConfig) -> dict[str, Any]:
+    """Configurations of networks by name, with those of absent ones, from `base`, of the widths that fit."""
+    c = found.get("stage_c", base.stage_c)
+    fitting = {
+        "stage_b": {"c_effnet": c.c_latent, "c_clip": c.c_clip_text_pooled},
+        "clip_text": {"width": c.c_clip_text, "projection": c.c_clip_text_pooled},
+        "clip_vision": {"projection": c.c_clip_img},
+    }
+    absent = {
+        name: dataclasses.replace(getattr(base, name), **widths)
+        for name, widths in fitting.items()
+        if name not in found
+    }
+    return {**found, **absent}
 
 
 def _dtype(name: str, dtype: str) -> Any:

@@ -209,10 +209,12 @@ def test_what_cannot_be_changed(what):
         changed(Scene((Object("red", "circle", "plain", 0.5, 0.5, 0.4),), None, PLAIN), what, 0)
 
 
-def test_colours_that_alternate_closely_are_one_object() -> None:
+@pytest.mark.parametrize("rows", [100, 101])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_colours_that_alternate_closely_are_one_object(rows: int, width: int) -> None:
     picture = np.full((256, 256, 3), 235, np.uint8)
     names = list(world.COLOURS)
-    for row in range(80, 181):
-        picture[row, 80:180] = world.COLOURS[names[row % 2]]
+    for row in range(80, 80 + rows):
+        picture[row, 80:180] = world.COLOURS[names[row // width % 2]]
     (found,) = detect(picture)
     assert found.colour in (*names[:2], UNCLEAR)

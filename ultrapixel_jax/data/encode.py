@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.models.clip_vision import preprocess
 from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.tokenizer import Tokenizer
+from ultrapixel_jax.weights import consistent
 
 NAMES = ("effnet_encoder", "clip_text", "clip_vision")
 """The encoders."""
@@ -89,19 +89,10 @@ def load_encoders(sources: Sources, dtype: str = "float32", without: Sequence[st
     """
     wanted = [name for name in NAMES if name not in without]
     sources.require(wanted, "caching")
-    cascade = sources.config or CascadeConfig()
-    found = {name: sources.entries[name].config for name in wanted}
-    configs = {name: found.get(name, getattr(cascade, name)) for name in NAMES}
-    if (
-        entry := sources.entries.get("stage_c")
-    ) is not None:  # what is missing gives zeros, as wide as it takes
-        c = entry.config
-        widths = {
-            "clip_text": {"width": c.c_clip_text, "projection": c.c_clip_text_pooled},
-            "clip_vision": {"projection": c.c_clip_img},
-        }
-        for name in widths.keys() - found.keys():
-            configs[name] = dataclasses.replace(configs[name], **widths[name])
+    base = sources.config or CascadeConfig()
+    # Networks that are missing give zeros, as wide as the sources' stage C takes them.
+    fitting = consistent({name: entry.config for name, entry in sources.entries.items()}, base)
+    configs = {name: fitting.get(name, getattr(base, name)) for name in NAMES}
     variables = {name: sources.load(name, configs[name], dtype=jnp.dtype(dtype)) for name in wanted}
     tokenizer = Tokenizer(sources.tokenizer, configs["clip_text"].positions)
     return Encoders(configs, variables, tokenizer, jnp.dtype(dtype))

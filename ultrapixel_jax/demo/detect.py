@@ -160,7 +160,8 @@ def _regions(labels: Int[np.ndarray, "h w"]) -> list[Mask]:
         parts, number = ndimage.label(mask)  # pyright: ignore[reportGeneralTypeIssues]
         depths = ndimage.distance_transform_edt(mask)
         deepest = ndimage.maximum(depths, parts, range(number + 1))
-        areas = np.bincount(parts.ravel())
+        # Where two colours alternate closely, closing gives both the same area, and the first has it.
+        areas = np.bincount(parts[cores == 0], minlength=number + 1)
         for part in range(1, number + 1):
             if areas[part] >= SMALLEST * SIDE**2 and deepest[part] >= THINNEST * SIDE:
                 colours.append(colour)
@@ -175,9 +176,7 @@ def _regions(labels: Int[np.ndarray, "h w"]) -> list[Mask]:
         parts, _ = ndimage.label(core | (thin & (nearest == number)))  # pyright: ignore
         region = np.isin(parts, np.unique(parts[core]))
         regions.append(region[grown:-grown, grown:-grown])
-    # Of two colours that alternate closely, the first takes all: nothing is left of the other.
-    some = [i for i, region in enumerate(regions) if region.any()]
-    largest = sorted(some, key=lambda i: -int(regions[i].sum()))[:MOST]
+    largest = sorted(range(len(regions)), key=lambda i: -int(regions[i].sum()))[:MOST]
     return _joined([regions[i] for i in largest], [colours[i] for i in largest])
 
 

@@ -1,9 +1,9 @@
 """Multi-head attention whose memory grows linearly with the number of tokens, forwards and backwards.
 
 The logits of all pairs of tokens never exist at once: on CPUs one head (and one chunk of queries) at a
-time, on NVIDIA GPUs in cuDNN's flash kernel, on TPUs in JAX's, both for bfloat16, elsewhere one chunk of
-queries at a time. All of them take the softmax in float32. The gradient computes a chunk's logits again
-instead of keeping them, unless they are few.
+time, on NVIDIA GPUs in cuDNN's flash kernel, on TPUs in JAX's, both for bfloat16 and many tokens, elsewhere
+one chunk of queries at a time. All of them take the softmax in float32. The gradient computes a chunk's
+logits again instead of keeping them, unless they are few.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ultrapixel_jax.sharding import by_examples_and_heads, by_rows, rows_mesh
 QUERY_CHUNK = 1152
 """Queries at a time, at most, where one head is computed after the other."""
 FEW_PAIRS = 1 << 17
-"""Query-key pairs up to which CPUs, too, compute all heads together: the steps of a loop would cost more."""
+"""Query-key pairs up to which all heads are computed together everywhere, without a kernel or a loop."""
 LOGITS_AT_ONCE = 1 << 26
 """Logits at a time, at most, where all heads are computed together: 256 MiB of float32."""
 FEW_LOGITS = 1 << 22

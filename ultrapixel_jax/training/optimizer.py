@@ -58,7 +58,7 @@ def scale_by_muon(epsilon: float) -> optax.GradientTransformation:
     """Orthogonalised momentum, scaled to the root mean square of AdamW's updates.
 
     That of optax, given all matrices of a shape as one array: a UNet has some hundred matrices of few
-    shapes, and the fifteen products for each cost a GPU more to start, and to compile, than to compute.
+    shapes, and each takes fifteen products, which are fifteen of a program for each shape instead.
     """
 
     def dimensions(groups: Any) -> Any:
