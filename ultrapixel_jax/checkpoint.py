@@ -72,7 +72,7 @@ class CheckpointWriter:
     def __init__(self, directory: str | Path, *, compressed: bool = False) -> None:
         self.directory = Path(directory).absolute()
         self.compressed = compressed
-        """bfloat16 weights take a quarter less, and are restored more slowly."""
+        """bfloat16 weights take a quarter less."""
         self.sampling: dict[str, Any] = {}
         """What the manifest says under that name."""
         self._components: dict[str, ComponentInfo] = {}

@@ -13,12 +13,17 @@ ROW = dict.fromkeys(ablations.COLUMNS, 0.5)
 
 def test_every_variant_trains_another_model_and_is_judged_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])  # the presets are found from there
-    work, output = Path("work"), Path("out")
+    latents, output = Path("latents"), Path("out")
     runs, judged = {}, {}
-    for what, command in ablations.commands(work, output, steps=7, seeds=2, count=5, sizes=[768]):
+    todo = ablations.commands(
+        latents, output, sources=[Path("a"), Path("b")], steps=7, batch_size=3, seeds=2, count=5, sizes=[768]
+    )
+    for what, command in todo:
         if command[1] == "train.py":
             config = options.parse(command[2:])
             assert config.steps == 7 and config.output not in runs, what
+            assert config.data.path == "latents" and config.sources == ("a", "b")
+            assert config.data.batch_size == 3
             runs[config.output] = config
         else:
             o = evaluate.parser().parse_args(command[3:])
@@ -49,6 +54,6 @@ def test_the_table_has_mean_and_spread(tmp_path: Path) -> None:
 
 
 def test_list_prints_the_commands_and_runs_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert ablations.main([str(tmp_path / "work"), str(tmp_path / "out"), "--list", "--seeds", "1"]) == 0
+    assert ablations.main([str(tmp_path / "latents"), str(tmp_path / "out"), "--list", "--seeds", "1"]) == 0
     assert capsys.readouterr().out.count("train.py") == 5
     assert not list(tmp_path.iterdir())

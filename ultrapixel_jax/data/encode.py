@@ -91,7 +91,8 @@ def load_encoders(sources: Sources, dtype: str = "float32", without: Sequence[st
     sources.require(wanted, "caching")
     base = sources.config or CascadeConfig()
     # Networks that are missing give zeros, as wide as the sources' stage C takes them.
-    fitting = consistent({name: entry.config for name, entry in sources.entries.items()}, base)
+    found = {name: entry.config for name, entry in sources.entries.items() if name not in without}
+    fitting = consistent(found, base)
     configs = {name: fitting.get(name, getattr(base, name)) for name in NAMES}
     variables = {name: sources.load(name, configs[name], dtype=jnp.dtype(dtype)) for name in wanted}
     tokenizer = Tokenizer(sources.tokenizer, configs["clip_text"].positions)

@@ -1,8 +1,9 @@
 """The paper's ablations of the guidance (tables 2 and 3), on the demo.
 
-    python -m ultrapixel_jax.demo.ablations WORK OUTPUT --steps 1000 --seeds 3 --count 50
+    python -m ultrapixel_jax.demo.ablations LATENTS OUTPUT --steps 1000 --seeds 3 --count 50
 
-WORK is that of `ultrapixel_jax.demo.train`. Every variant is trained `--seeds` times, with the same steps
+LATENTS are `large_latents` of `ultrapixel_jax.demo.train`, or others of several sizes cached with the encoder
+of `--sources`. Every variant is trained `--seeds` times, with the same steps
 and data; run s of each has initial weights and noise of seed s, and draws the same held-out scenes from the
 same noise. Pictures are the previewer's, of stage C alone, since that is what differs. OUTPUT gets the runs,
 their evaluations, and `table.md`: mean and standard deviation over the seeds. Kill the program at any moment,
@@ -24,6 +25,7 @@ from ultrapixel_jax.data.build import Parser, exit_code, whole
 from ultrapixel_jax.demo import scores
 from ultrapixel_jax.demo.evaluate import MARKDOWN, TABLE
 from ultrapixel_jax.demo.train import follow
+from ultrapixel_jax.weights import DEMO
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,15 @@ def evaluation(output: Path, name: str, seed: int) -> Path:
 
 
 def commands(
-    work: Path, output: Path, *, steps: int, seeds: int, count: int, sizes: Sequence[int]
+    latents: Path,
+    output: Path,
+    *,
+    sources: Sequence[Path],
+    steps: int,
+    batch_size: int,
+    seeds: int,
+    count: int,
+    sizes: Sequence[int],
 ) -> Iterator[tuple[str, list[str]]]:
     """(what it makes, command) of every training and evaluation."""
     for seed in range(seeds):
@@ -71,9 +81,10 @@ def commands(
             run = output / f"{variant.of or name}-{seed}" / "run"
             if not variant.of:
                 train = [sys.executable, "train.py", "configs/demo/guidance.py", "--output", str(run)]
-                train += ["--data.path", str(work / "large_latents"), "--steps", str(steps)]
-                train += ["--sources", str(work / "encoder"), str(work / "stage_c")]
-                yield f"{variant.what}, seed {seed}", [*train, "--seed", str(seed), *variant.train]
+                train += ["--data.path", str(latents), "--steps", str(steps)]
+                train += ["--sources", *map(str, sources)]
+                train += ["--data.batch-size", str(batch_size), "--seed", str(seed), *variant.train]
+                yield f"{variant.what}, seed {seed}", train
             judge = [sys.executable, "-m", "ultrapixel_jax.demo.evaluate", str(run)]
             judge += [str(evaluation(output, name, seed)), "--preview", "--scene-seed", str(seed)]
             judge += ["--count", str(count), "--sizes", *map(str, sizes), *variant.evaluate]
@@ -123,10 +134,14 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = p.add_argument
-    add("work", metavar="WORK", type=Path, help="directory of the demo's datasets and runs")
+    add("latents", metavar="LATENTS", type=Path, help="cached latents to train on")
     add("output", metavar="OUTPUT", type=Path, help="new directory, or that of an interrupted run")
+    add("--sources", type=Path, nargs="+", default=[DEMO], metavar="DIR",
+        help="checkpoints or runs with the other networks (default: the demo in the package)")  # fmt: skip
     add("--steps", type=whole("--steps", 1, 10**6), default=1000, metavar="N",
         help="of each training (default: 1000)")  # fmt: skip
+    add("--batch-size", type=whole("--batch-size", 1, 10**6), default=8, metavar="N",
+        help="of each training (default: 8)")  # fmt: skip
     add("--seeds", type=whole("--seeds", 1, 100), default=3, metavar="N",
         help="trainings of each variant (default: 3)")  # fmt: skip
     add("--count", type=whole("--count", 1, 10**6), default=50, metavar="N",
@@ -140,7 +155,10 @@ def parser() -> Parser:
 def run(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
-    todo = commands(o.work, o.output, steps=o.steps, seeds=o.seeds, count=o.count, sizes=o.sizes)
+    todo = commands(
+        o.latents, o.output, sources=o.sources, steps=o.steps, batch_size=o.batch_size, seeds=o.seeds,
+        count=o.count, sizes=o.sizes,
+    )  # fmt: skip
     follow(todo, only_list=o.list)
     if not o.list:
         text = table(o.output, o.seeds, o.sizes)
