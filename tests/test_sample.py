@@ -85,7 +85,17 @@ def listing(tmp_path):
 
 def test_pictures_their_names_and_settings(fake, tmp_path, capsys):
     calls = fake(
-        "--prompt", "A cat!", "--num-images", "3", "--batch-size", "2", "--cfg-b", "2", "--save-latents"
+        "--prompt",
+        "A cat!",
+        "--num-images",
+        "3",
+        "--batch-size",
+        "2",
+        "--cfg-b",
+        "2",
+        "--cfg-hr",
+        "1.5",
+        "--save-latents",
     )
     assert [(c[1], c[2]) for c in calls] == [([("A cat!", 0), ("A cat!", 1)], 2), ([("A cat!", 2)], 2)]
     stems = [f"0000{i}-a-cat-{i}" for i in range(3)]
@@ -94,6 +104,7 @@ def test_pictures_their_names_and_settings(fake, tmp_path, capsys):
     assert (request.seed, request.height, request.width) == (2, 256, 264)
     assert request.stage_c.steps == 11  # from the model's configuration
     assert request.stage_b.cfg == 2.0 and request.stage_b.steps == 10
+    assert (request.stage_c.cfg_hr, request.stage_b.cfg_hr) == (1.5, None)
     assert (run.checkpoint, run.batch_size, run.dtype) == ("weights-1", 2, "float32")
     assert load_file(tmp_path / "out" / f"{stems[2]}.safetensors")["stage_c"][0, 0] == 2
     out, err = capsys.readouterr()

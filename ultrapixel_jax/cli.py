@@ -28,8 +28,10 @@ from ultrapixel_jax.requests import MAX_SEED, check_prompt
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
 MESH_AXES = ("data", "fsdp", "tensor", "rows")
-SETTINGS = ("steps", "cfg", "shift", "sampler", "eta", "schedule")
-"""Options of a sampler; each also exists with ``-b`` for stage B."""
+SETTINGS_B = ("steps", "cfg", "shift", "sampler", "eta", "schedule")
+"""Options of stage B's sampler, which have ``-b`` after their name."""
+SETTINGS_C = (*SETTINGS_B, "cfg_hr")
+"""Options of stage C's."""
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
      "no_cache", "no_ema", "quiet"]
@@ -93,8 +95,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     if "size" in given or "height" in given:
         check_size(height, width)
     settings = [
-        {name: value for name in SETTINGS if (value := getattr(values, name + suffix)) is not None}
-        for suffix in ("", "_b")
+        {name: value for name in names if (value := getattr(values, name + suffix)) is not None}
+        for names, suffix in ((SETTINGS_C, ""), (SETTINGS_B, "_b"))
     ]
     for stage, changes in zip("CB", settings):
         try:
@@ -215,7 +217,15 @@ def _parser() -> argparse.ArgumentParser:
         help="make a picture again from its metadata and say whether the pixels are the same",
     )
     for stage, suffix, steps, cfg in (("C (both passes)", "", 20, "4"), ("B", "-b", 10, "1.1")):
-        _add_sampler(parser.add_argument_group(f"sampling, stage {stage}"), suffix, steps, cfg)
+        group = parser.add_argument_group(f"sampling, stage {stage}")
+        _add_sampler(group, suffix, steps, cfg)
+        if stage != "B":
+            group.add_argument(
+                "--cfg-hr",
+                type=_number("--cfg-hr"),
+                metavar="X",
+                help="the weight in the HR pass (default: as --cfg); lower keeps very large pictures in one",
+            )
     group = parser.add_argument_group("model")
     add = group.add_argument
     add("--checkpoint", type=Path, metavar="DIR", help="a checkpoint that `python -m convert` wrote")

@@ -319,6 +319,12 @@ class DiffusionConfig:
     """Denoising steps."""
     cfg: float = 4.0
     """Classifier-free guidance weight."""
+    cfg_hr: float | None = None
+    """That of stage C's guided HR pass; None takes `cfg`, as released.
+
+    The text asks every part of a large latent for the whole picture, the guidance for what the LR pass has
+    there: a lower weight keeps to it.
+    """
     shift: float = 1.0
     """Noise schedule shift: adds 2·log(1/shift) to logSNR."""
     sampler: SamplerName = "ddpm"

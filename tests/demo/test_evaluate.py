@@ -237,11 +237,23 @@ def test_options_become_the_cascades_configuration(fake):
         met.append(settings)
     cascade, settings = module._load(
         options(
-            "--steps", "7", "--cfg", "2.5", "--steps-b", "3", "--cfg-b", "1", "--no-ema", "--dtype", "bf16"
+            "--steps",
+            "7",
+            "--cfg",
+            "2.5",
+            "--steps-b",
+            "3",
+            "--cfg-b",
+            "1",
+            "--cfg-hr",
+            "0.5",
+            "--no-ema",
+            "--dtype",
+            "bf16",
         )
     )
     c, b = cascade.config.sampling_c, cascade.config.sampling_b
-    assert (c.steps, c.cfg, b.steps, b.cfg) == (7, 2.5, 3, 1.0)
+    assert (c.steps, c.cfg, c.cfg_hr, b.steps, b.cfg, b.cfg_hr) == (7, 2.5, 0.5, 3, 1.0, None)
     assert fake.loaded[-1][1] == {"dtype": "bfloat16", "ema": False, "preview": False}
     met += [settings, module._load(options("--preview"))[1]]
     assert fake.loaded[-1][1]["preview"]

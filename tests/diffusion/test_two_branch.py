@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,10 +102,53 @@ def test_whole_sampler_and_the_synchronized_one(run):
     assert relative_error(x_lr, recorded.nhwc("out.x_lr")) < TOLERANCE
     assert relative_error(x_hr, recorded.nhwc(f"out.x.{STEPS - 1}")) < TOLERANCE
 
-    import dataclasses
-
     config = dataclasses.replace(model.guidance.config, timestep="synchronized")
     both = sample(model._replace(guidance=type(model.guidance)(config)))
     # The LR pass is the same; the HR pass has seen other guidance.
     assert relative_error(both[0], x_lr) < TOLERANCE
     assert relative_error(both[1], x_hr) > 0.01
+
+
+def test_the_hr_pass_has_its_own_weight(run):
+    """With a weight of 1 the unconditional half counts for nothing, in that pass alone."""
+    model, _, table, prompts, fresh, starts = run
+    scale = recorded_models.scale_inputs(starts["hr"].shape[1:3])
+    config = dataclasses.replace(model.guidance.config, timestep="synchronized")
+    synchronized = model._replace(guidance=type(model.guidance)(config))
+
+    @jax.jit
+    def high(x, prompts, features, cfg, cfg_hr):
+        weights = table._replace(cfg=jnp.float32(cfg), cfg_hr=jnp.float32(cfg_hr))
+        conditioning = model.condition(prompts)
+        prepared = model.prepare(features, x.shape[1:3]) if features else {}
+        return two_branch.hr_steps(
+            model, x, conditioning, prepared, scale, weights, 0, STEPS, lambda i: fresh["hr"][i]
+        )
+
+    @jax.jit
+    def both(prompts, cfg, cfg_hr):
+        weights = table._replace(cfg=jnp.float32(cfg), cfg_hr=jnp.float32(cfg_hr))
+        return two_branch.synchronized_steps(
+            synchronized, starts["lr"], starts["hr"], synchronized.condition(prompts), scale, weights,
+            0, STEPS, lambda i: fresh["lr"][i], lambda i: fresh["hr"][i],
+        )  # fmt: skip
+
+    other = jax.tree.map(lambda x: x.at[1].set(-x[1] + 0.1), prompts)  # another negative prompt
+    features = two_branch.empty_features(model, starts["lr"])
+    x = starts["hr"]
+    assert relative_error(high(x, other, features, 4, 1), high(x, prompts, features, 4, 1)) < TOLERANCE
+    assert relative_error(high(x, other, features, 1, 4), high(x, prompts, features, 1, 4)) > 0.01
+    assert relative_error(high(x, prompts, features, 1, 4), high(x, prompts, features, 7, 4)) < TOLERANCE
+    # Without guidance it is a pass like the LR one.
+    assert relative_error(high(x, other, {}, 1, 4), high(x, prompts, {}, 1, 4)) < TOLERANCE
+    assert relative_error(both(prompts, 4, 1)[0], both(prompts, 4, 4)[0]) < TOLERANCE
+    assert relative_error(both(prompts, 4, 1)[1], both(prompts, 4, 4)[1]) > 0.01
+    first, second = both(prompts, 1, 1), both(other, 1, 1)
+    assert relative_error(second[0], first[0]) < TOLERANCE > relative_error(second[1], first[1])
+    assert relative_error(both(prompts, 1, 4)[0], first[0]) < TOLERANCE
+
+
+def test_the_weights_of_a_table():
+    assert make_table(DiffusionConfig(cfg=3.0)).cfg_hr == 3
+    table = make_table(DiffusionConfig(cfg=3.0, cfg_hr=0.0))
+    assert (table.cfg, table.cfg_hr) == (3, 0)

@@ -41,6 +41,8 @@ class Table(NamedTuple):
     """Factor of the fresh noise: `eta·(b'/b)·sqrt(1 − a²/a'²)`."""
     cfg: Scalar
     """Classifier-free guidance weight."""
+    cfg_hr: Scalar
+    """That of the guided HR pass."""
     rescale: Scalar
     """Share of the guided noise that is rescaled."""
 
@@ -71,6 +73,7 @@ def make_table(config: DiffusionConfig) -> Table:
         direction=padded(direction),
         sigma=padded(sigma),
         cfg=np.float32(config.cfg),
+        cfg_hr=np.float32(config.cfg if config.cfg_hr is None else config.cfg_hr),
         rescale=np.float32(config.cfg_rescale),
     )
 

@@ -139,7 +139,9 @@ def hr_steps(
     stop: Int[Array, ""] | int,
     fresh: Fresh,
 ) -> Float[Array, "b H W c"]:
-    """Steps of the HR pass, with `prepared` guidance for both halves."""
+    """Steps of the HR pass, with `prepared` guidance for both halves; without any it is a pass of its own."""
+    if prepared:
+        table = table._replace(cfg=table.cfg_hr)
     both = {place: jnp.concatenate([g, g]) for place, g in prepared.items()}
 
     def denoise(x: Array, r: Array, i: Array, carry: tuple[()]) -> tuple[Array, tuple[()]]:
@@ -171,7 +173,8 @@ def synchronized_steps(
         both = {place: jnp.concatenate([g, g]) for place, g in prepared.items()}
         return model.denoise(x, r, conditioning, both, scale).epsilon, x_lr
 
-    x_hr, x_lr = run_steps(denoise, x_hr, x_lr, table, start, stop, fresh_hr)
+    table_hr = table._replace(cfg=table.cfg_hr)
+    x_hr, x_lr = run_steps(denoise, x_hr, x_lr, table_hr, start, stop, fresh_hr)
     return x_lr, x_hr
 
 
