@@ -49,7 +49,7 @@ def test_the_table_has_mean_and_spread(tmp_path: Path) -> None:
     lines = ablations.table(tmp_path, seeds=2, sizes=[768]).splitlines()
     assert len(lines) == 2 + len(ablations.VARIANTS)
     full = lines[2].split(" | ")
-    assert full[0] == "| 768×768" and full[6:8] == ["60.0 ± 14.1", "–"]
+    assert full[0] == "| 768×768" and full[7:9] == ["60.0 ± 14.1", "–"]
     assert "| 20.0 ± 0.0 | – |" in lines[3]
 
 

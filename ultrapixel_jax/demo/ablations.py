@@ -53,8 +53,8 @@ VARIANTS = {
     ),
 }
 COLUMNS = {
-    "colour": "colour", "shape": "shape", "texture": "texture", "relation": "relation", "all": "all",
-    "layout": "layout kept", "contents": "contents kept",
+    "colour": "colour", "shape": "shape", "texture": "texture", "relation": "relation",
+    "number": "number", "all": "all", "layout": "layout kept", "contents": "contents kept",
 }  # fmt: skip
 """Shares of `scores.row`, and their headings."""
 
