@@ -3,11 +3,11 @@
     python -m ultrapixel_jax.demo.ablations LATENTS OUTPUT --steps 1000 --seeds 3 --count 50
 
 LATENTS are `large_latents` of `ultrapixel_jax.demo.train`, or others of several sizes cached with the encoder
-of `--sources`. Every variant is trained `--seeds` times, with the same steps
-and data; run s of each has initial weights and noise of seed s, and draws the same held-out scenes from the
-same noise. Pictures are the previewer's, of stage C alone, since that is what differs. OUTPUT gets the runs,
-their evaluations, and `table.md`: mean and standard deviation over the seeds. Kill the program at any moment,
-repeat the command, and it goes on. To be run from the project's directory, where `train.py` is.
+of `--sources`. Every variant is trained `--seeds` times, with the same steps and data; run s of each has
+initial weights and noise of seed s, and draws the same held-out scenes from the same noise. Pictures are the
+previewer's, of stage C alone, since that is what differs. OUTPUT gets the runs, their evaluations, and
+`table.md`: mean and standard deviation over the seeds. Kill the program at any moment, repeat the command,
+and it goes on. To be run from the project's directory, where `train.py` is.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def parser() -> Parser:
         help="checkpoints or runs with the other networks (default: the demo in the package)")  # fmt: skip
     add("--steps", type=whole("--steps", 1, 10**6), default=1000, metavar="N",
         help="of each training (default: 1000)")  # fmt: skip
-    add("--batch-size", type=whole("--batch-size", 1, 10**6), default=8, metavar="N",
-        help="of each training (default: 8)")  # fmt: skip
+    add("--batch-size", type=whole("--batch-size", 1, 10**6), default=2, metavar="N",
+        help="of each training (default: 2)")  # fmt: skip
     add("--seeds", type=whole("--seeds", 1, 100), default=3, metavar="N",
         help="trainings of each variant (default: 3)")  # fmt: skip
     add("--count", type=whole("--count", 1, 10**6), default=50, metavar="N",

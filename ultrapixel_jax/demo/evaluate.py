@@ -315,8 +315,11 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
     for height, width in options.sizes:
         if min(lr_pixels(height, width, lr_side)) < SIDE:
             raise UserError(f"size {height}x{width}: its low-resolution picture is too small to detect in")
-    for stage, suffix in (("sampling_c", ""), ("sampling_b", "_b")):
-        given = {name: getattr(options, name + suffix, None) for name in ("steps", "cfg", "cfg_hr")}
+    for stage, suffix, names in (
+        ("sampling_c", "", ("steps", "cfg", "cfg_hr")),
+        ("sampling_b", "_b", ("steps", "cfg")),
+    ):
+        given = {name: getattr(options, name + suffix) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(config, **{stage: dataclasses.replace(getattr(config, stage), **given)})
     cascade.config = config
@@ -394,7 +397,7 @@ def parser() -> Parser:
             help=f"denoising steps of stage {stage}")  # fmt: skip
         add(f"--cfg{suffix}", type=_number(f"--cfg{suffix}"), metavar="X",
             help=f"classifier-free guidance weight of stage {stage}")  # fmt: skip
-    add("--cfg-hr", type=_number("--cfg-hr"), metavar="X", help="that of the HR pass")
+    add("--cfg-hr", type=_number("--cfg-hr"), metavar="X", help="that of stage C's HR pass")
     add("--dtype", type=check_dtype, default="float32", metavar="|".join(DTYPES),
         help="of computing (default: float32)")  # fmt: skip
     add("--preview", action="store_true",
