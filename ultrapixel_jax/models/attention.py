@@ -3,7 +3,7 @@
 The logits of all pairs of tokens never exist at once: on CPUs one head (and one chunk of queries) at a
 time, on NVIDIA GPUs in cuDNN's flash kernel, on TPUs in JAX's, both for bfloat16 and many tokens, elsewhere
 one chunk of queries at a time. All of them take the softmax in float32. The gradient computes a chunk's
-logits again instead of keeping them, unless they are few.
+logits again instead of keeping them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ultrapixel_jax.models.layers import product
+from ultrapixel_jax.models.layers import dot, dot_of_rows
 from ultrapixel_jax.sharding import by_examples_and_heads, by_rows, rows_mesh
 
 QUERY_CHUNK = 1152
@@ -23,8 +23,6 @@ FEW_PAIRS = 1 << 17
 """Query-key pairs up to which all heads are computed together everywhere, without a kernel or a loop."""
 LOGITS_AT_ONCE = 1 << 26
 """Logits at a time, at most, where all heads are computed together: 256 MiB of float32."""
-FEW_LOGITS = 1 << 22
-"""Logits of all heads that are kept for the gradient, at most: 16 MiB of float32 for each layer."""
 FLASH_BLOCK = 512
 """Queries and keys at a time, at most, in the TPU's kernel; 128 or a multiple."""
 
@@ -70,31 +68,50 @@ def _by_queries(q: Array, k: Array, v: Array) -> Array:
     if all(isinstance(i, int) for i in (b, heads, k.shape[1])):
         size = max(128, LOGITS_AT_ONCE // (b * heads * k.shape[1]) // 128 * 128)
     q, k, v = (x.transpose(0, 2, 1, 3).reshape(b * heads, x.shape[1], d) for x in (q, k, v))
-    logits = (*q.shape[:-1], k.shape[1])
-    keep = all(isinstance(i, int) for i in logits) and math.prod(logits) <= FEW_LOGITS
-    out = _in_chunks(jax.vmap(_one_head), q, k, v, axis=1, size=size, keep=keep)
+    out = _in_chunks(jax.vmap(_one_head), q, k, v, axis=1, size=size)
     return out.reshape(b, heads, n, d).transpose(0, 2, 1, 3)
 
 
+@jax.custom_vjp
 def _one_head(q: Array, k: Array, v: Array) -> Array:
-    """(n, d), (m, d), (m, d) -> (n, d); dividing by the row sums last saves a pass over the logits."""
-    logits = product(q, k.T) * (1.0 / math.sqrt(q.shape[-1]))
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    out = product(weights.astype(v.dtype), v)
-    return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
+    """(n, d), (m, d), (m, d) -> (n, d); dividing by the row sums last saves a pass over the logits.
 
-
-def _in_chunks(
-    attend, q: Array, k: Array, v: Array, *, size: int, axis: int = 0, keep: bool = False
-) -> Array:
-    """Apply `attend` to chunks of queries along `axis`; sizes unknown until run time stay whole.
-
-    `keep` keeps the logits for the gradient.
+    The gradient computes the logits again, from what the softmax added up to (Dao et al., "FlashAttention",
+    2022, algorithm 4).
     """
+    return _one_head_forward(q, k, v)[0]
+
+
+def _one_head_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+    logits = dot(q, k, 1, 1) * (1.0 / math.sqrt(q.shape[-1]))
+    top = logits.max(-1, keepdims=True)
+    # Behind the barrier, the sum reads the rounded weights; in front of it, it would take all exponentials
+    # a second time.
+    weights = jax.lax.optimization_barrier(jnp.exp(logits - top).astype(v.dtype))
+    total = weights.sum(-1, keepdims=True, dtype=jnp.float32)
+    out = (dot(weights, v, 1, 0) / total).astype(q.dtype)
+    return out, (q, k, v, out, (top + jnp.log(total))[:, 0])
+
+
+def _one_head_backward(saved: tuple[Array, ...], cotangent: Array) -> tuple[Array, Array, Array]:
+    """Of the weights and their cotangents, the transposes: CPUs sum over columns quickly, not over rows."""
+    q, k, v, out, logsumexp = saved
+    scale = 1.0 / math.sqrt(q.shape[-1])
+    weights = jnp.exp(dot(k, q, 1, 1) * scale - logsumexp[None])
+    weights = jax.lax.optimization_barrier(weights.astype(q.dtype))
+    mean = (cotangent.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+    change = weights.astype(jnp.float32) * (dot(v, cotangent, 1, 1) - mean[None])
+    change = jax.lax.optimization_barrier((change * scale).astype(q.dtype))
+    in_q, in_k, in_v = dot_of_rows(change, k), dot(change, q, 1, 0), dot(weights, cotangent, 1, 0)
+    return in_q.astype(q.dtype), in_k.astype(k.dtype), in_v.astype(v.dtype)
+
+
+_one_head.defvjp(_one_head_forward, _one_head_backward)
+
+
+def _in_chunks(attend, q: Array, k: Array, v: Array, *, size: int, axis: int = 0) -> Array:
+    """Apply `attend` to chunks of queries along `axis`; sizes unknown until run time stay whole."""
     n = q.shape[axis]
-    if not keep:
-        # Loops give no chance to merge the second computation with the first: no barrier is needed.
-        attend = jax.checkpoint(attend, prevent_cse=False)
     if not isinstance(n, int) or n <= 2 * size:
         return attend(q, k, v)
     count = -(-n // size)
