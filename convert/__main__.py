@@ -47,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
                    help="store as float32 or bfloat16; without it every tensor keeps its own")  # fmt: skip
     p.add_argument("--compress", action="store_true",
                    help="store the networks compressed: bfloat16 takes a quarter less")  # fmt: skip
+    p.add_argument("--mantissa-bits", type=int, metavar="N",
+                   help="when gathering, round to N bits of mantissa (bfloat16 has 7): compresses better")  # fmt: skip
     p.add_argument("--tokenizer", type=Path, metavar="DIR",
                    help="CLIP's tokenizer, where it does not lie in a source directory")  # fmt: skip
     return p
@@ -56,12 +58,19 @@ def run(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     options, unknown = parser().parse_known_args(argv)
     if unknown:
-        known = ["--export", "--component", "--config", "--dtype", "--compress", "--tokenizer", "--help"]
+        known = ["--export", "--component", "--config", "--dtype", "--compress", "--mantissa-bits"]
+        known += ["--tokenizer", "--help"]
         raise UserError(unknown_key(unknown[0].split("=")[0], known, "option"))
     if len(options.paths) < 2:
         raise UserError("give at least one source and the output directory (see python -m convert --help)")
     *sources, output = options.paths
     dtype = check_dtype(options.dtype) if options.dtype else None
+    gathers = not options.export and any(is_run(path) or (path / MANIFEST).is_file() for path in sources)
+    if options.mantissa_bits is not None:
+        if not 0 <= options.mantissa_bits <= 23:
+            raise UserError(f"--mantissa-bits {options.mantissa_bits} is outside 0 to 23")
+        if not gathers:
+            raise UserError("--mantissa-bits is for gathering runs and checkpoints; convert first, then gather")
 
     if options.export:
         from convert.export import export_checkpoint
@@ -71,10 +80,13 @@ def run(argv: Sequence[str] | None) -> None:
         if len(sources) != 1:
             raise UserError("--export takes one checkpoint or run and the output directory")
         export_checkpoint(sources[0], output, options.component)
-    elif any(is_run(source) or (source / MANIFEST).is_file() for source in sources):
+    elif gathers:
         from convert.collect import collect
 
-        collect(sources, output, options.component, dtype, compressed=options.compress)
+        collect(
+            sources, output, options.component, dtype,
+            compressed=options.compress, mantissa_bits=options.mantissa_bits,
+        )  # fmt: skip
     else:
         from convert.convert import convert
 

@@ -25,6 +25,7 @@ def collect(
     dtype: str | None,
     *,
     compressed: bool = False,
+    mantissa_bits: int | None = None,
 ) -> None:
     """Write the networks of `directories`, of equal ones the last, to the checkpoint `output`.
 
@@ -35,6 +36,7 @@ def collect(
         dtype: of what is written, but for networks that sampling keeps in float32; None leaves each
             network in its own.
         compressed: store them compressed.
+        mantissa_bits: round to this many, but for networks that sampling keeps in float32 (`rounded`).
 
     Raises:
         UserError: a directory is neither, a component is missing, or `output` cannot be written.
@@ -50,9 +52,20 @@ def collect(
             entry = real[name]
             kept = name in FLOAT32_ALWAYS or dtype is None
             variables = entry.load(None if kept else jnp.dtype(dtype), None)
+            variables = jax.tree.map(np.asarray, variables)
+            if mantissa_bits is not None and name not in FLOAT32_ALWAYS:
+                variables = jax.tree.map(lambda x: rounded(x, mantissa_bits), variables)
             info = ComponentInfo(config=to_dict(entry.config), source=Path(entry.origin).name)
-            writer.add(name, jax.tree.map(np.asarray, variables), info)
+            writer.add(name, variables, info)
             print(f"{name} from {entry.origin}")
         for file in FILES:
             if (sources.tokenizer / file).is_file():
                 writer.add_file(sources.tokenizer / file, f"tokenizer/{file}")
+
+
+def rounded(x: np.ndarray, bits: int) -> np.ndarray:
+    """Floating-point `x` with the nearest mantissas of `bits` bits, in its own dtype: compresses better."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    return np.ldexp(np.rint(np.ldexp(mantissa, bits + 1)), exponent - bits - 1).astype(x.dtype)

@@ -80,6 +80,29 @@ def test_runs_become_one_checkpoint(guidance, tmp_path: Path) -> None:
     assert (output / "tokenizer" / "vocab.json").is_file()
 
 
+def test_mantissas_rounded_where_runs_are_gathered(guidance, tmp_path: Path, capsys) -> None:
+    sizes = []
+    for i, bits in enumerate(([], ["--mantissa-bits", "3"])):
+        output = tmp_path / str(i)
+        options = [str(guidance[0]), str(output), "--dtype", "bfloat16", "--compress", *bits]
+        assert convert.main(options) == 0
+        sizes.append(sum(p.stat().st_size for p in (output / "guidance").rglob("*") if p.is_file()))
+    assert sizes[1] < sizes[0]
+    exact = restore(tmp_path / "0", "guidance", dtype=np.float32)["params"]
+    for found, wanted in zip(
+        jax.tree.leaves(restore(tmp_path / "1", "guidance", dtype=np.float32)["params"]), jax.tree.leaves(exact)
+    ):
+        assert (np.abs(found - wanted) <= np.abs(wanted) / 2**4).all()
+        assert (np.rint(np.frexp(found)[0] * 2**4) == np.frexp(found)[0] * 2**4).all()
+    for options, message in (
+        ([str(guidance[0]), str(tmp_path / "2"), "--mantissa-bits", "24"], "24 is outside 0 to 23"),
+        (["--export", str(guidance[0]), str(tmp_path / "2"), "--mantissa-bits", "3"], "is for gathering"),
+    ):
+        assert convert.main(options) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "2").exists()
+
+
 def test_a_checkpoint_of_runs_is_sampled_as_they_are(tmp_path: Path) -> None:
     model = config_of(StageCTask()).model
     sampling = DiffusionConfig(steps=3, schedule="stable_diffusion", shift=2.0)
