@@ -92,7 +92,7 @@ def test_guide_weights_on_both_sides_of_72_and_96_squared(i, weight):
     x = recorded.nhwc(f"in.x_hr.{i}")
     scale = recorded_models.scale_inputs(x.shape[1:3])
     assert float(scale.up_weight) == np.float32(weight)
-    found = guided(recorded, features, x, r, scale)
+    found = guided(recorded, features, x, r, scale)[:, ::4, ::4]  # what the recording keeps
     assert relative_error(found, recorded.nhwc(f"out.hr_eval.{i}")) < TOLERANCE
 
 
