@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--compress", action="store_true",
                    help="store the networks compressed: bfloat16 takes a quarter less")  # fmt: skip
     p.add_argument("--mantissa-bits", type=int, metavar="N",
-                   help="when gathering, round to N bits of mantissa (bfloat16 has 7): compresses better")  # fmt: skip
+                   help="round gathered networks to N bits of mantissa (bfloat16 has 7)")  # fmt: skip
     p.add_argument("--tokenizer", type=Path, metavar="DIR",
                    help="CLIP's tokenizer, where it does not lie in a source directory")  # fmt: skip
     return p
@@ -70,7 +70,7 @@ def run(argv: Sequence[str] | None) -> None:
         if not 0 <= options.mantissa_bits <= 23:
             raise UserError(f"--mantissa-bits {options.mantissa_bits} is outside 0 to 23")
         if not gathers:
-            raise UserError("--mantissa-bits is for gathering runs and checkpoints; convert first, then gather")
+            raise UserError("--mantissa-bits is for gathering runs and checkpoints; convert first")
 
     if options.export:
         from convert.export import export_checkpoint
