@@ -106,10 +106,12 @@ def run(options: Options) -> int:
 
     # ── Compilation alone ──────────────────────────────────────────────────────────────────────────────
     if options.compile_only:
-        buckets = list(dict.fromkeys(batch.bucket for batch in plan(requests, batch_size)))
-        for bucket in buckets:
-            cascade.compile(bucket, batch_size, options.preview)
-        say(options, f"{len(buckets)} bucket(s) compiled")
+        batches = plan(requests, batch_size)
+        for bucket, cfg_hr in dict.fromkeys(
+            (b.bucket, b.requests[0].stage_c.effective_cfg_hr) for b in batches
+        ):
+            cascade.compile(bucket, batch_size, options.preview, cfg_hr)
+        say(options, f"{len({batch.bucket for batch in batches})} bucket(s) compiled")
         summary(options, cascade, cache)
         return 0
 

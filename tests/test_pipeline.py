@@ -99,6 +99,19 @@ def test_only_a_new_bucket_compiles(cascade, alone):
     assert compilations(cascade) > before
 
 
+def test_a_weight_of_1_in_the_hr_pass_leaves_out_its_unconditional_half(cascade):
+    def latent(cfg_hr: float, *requests: Request) -> np.ndarray:
+        settings = dataclasses.replace(A.stage_c, cfg_hr=cfg_hr)
+        changed = [dataclasses.replace(r, stage_c=settings) for r in requests]
+        return make(cascade, *changed, batch_size=2)[0].latents["stage_c"]
+
+    expected = latent(1 + 1e-6, A, B)
+    before = compilations(cascade)
+    assert relative_error(latent(1.0, A, B), expected) < 1e-3
+    assert compilations(cascade) == before + 1
+    assert relative_error(latent(1.0, A), expected) < 1e-3
+
+
 def test_without_guidance_and_with_the_ablations(cascade, alone):
     guidance = config.guidance
     changes = {

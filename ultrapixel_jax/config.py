@@ -313,7 +313,10 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """How one stage is sampled; every field is a run-time value and compiles nothing anew."""
+    """How one stage is sampled; every field is a run-time value and compiles nothing anew.
+
+    But for a weight of 1 in the HR pass, which leaves out its unconditional half, and half of its time.
+    """
 
     steps: int = 20
     """Denoising steps."""
@@ -353,6 +356,11 @@ class DiffusionConfig:
     def effective_eta(self) -> float:
         """The eta that is used: `eta`, or 1 for DDPM and 0 for DDIM."""
         return self.eta if self.eta is not None else float(self.sampler == "ddpm")
+
+    @property
+    def effective_cfg_hr(self) -> float:
+        """The weight of the guided HR pass: `cfg_hr`, or `cfg`."""
+        return self.cfg if self.cfg_hr is None else self.cfg_hr
 
 
 MAX_STEPS = 1000

@@ -126,11 +126,14 @@ class Cascade:
             lambda v, features, size: stage_c(v).prepare(features, size), [1], static_argnums=(2,)
         )
         self._hr = program(
-            lambda v, x, conditioning, prepared, scale, passes, first, last: two_branch.hr_steps(
-                stage_c(v), x, conditioning, prepared, scale, passes.table, first, last,
-                fresh(passes.keys, x),
+            lambda v, x, conditioning, prepared, scale, passes, first, last, unconditional: (
+                two_branch.hr_steps(
+                    stage_c(v), x, conditioning, prepared, scale, passes.table, first, last,
+                    fresh(passes.keys, x), unconditional=unconditional,
+                )
             ),
             [1, 2, 3],
+            static_argnums=(8,),
         )  # fmt: skip
         self._both = program(
             lambda v, lr, hr, conditioning, scale, keys_lr, passes, first, last: (
@@ -209,10 +212,11 @@ class Cascade:
         """The part of `prompt` beyond the encoder's 77 tokens; None if it fits."""
         return self._tokenizer.truncated(prompt)
 
-    def compile(self, bucket: Bucket, batch_size: int, preview: bool) -> None:
-        """Compile every program of `bucket` by running one step of each stage."""
-        one = dataclasses.replace(DiffusionConfig(), steps=1)
-        request = Request("", "", 0, *bucket.pixels, stage_c=one, stage_b=one, preview=preview)
+    def compile(self, bucket: Bucket, batch_size: int, preview: bool, cfg_hr: float | None = None) -> None:
+        """Compile every program of `bucket`, for an HR weight of `cfg_hr`, by a step of each stage."""
+        one = DiffusionConfig(steps=1)
+        stage_c = dataclasses.replace(one, cfg_hr=cfg_hr)
+        request = Request("", "", 0, *bucket.pixels, stage_c=stage_c, stage_b=one, preview=preview)
         self.generate([request], bucket=bucket, batch_size=batch_size, preview=preview)
 
     def generate(
@@ -350,10 +354,13 @@ class Cascade:
                     ),
                 )  # fmt: skip
             else:
+                unconditional = not (prepared and settings.effective_cfg_hr == 1)
+                if not unconditional:
+                    conditioning = jax.tree.map(lambda y: y[: len(requests)], conditioning)
                 x = self._loop(
                     "C high", steps, progress, x,
                     lambda s, a, b: self._hr(
-                        variables, s, conditioning, prepared, scale, passes(HR), a, b
+                        variables, s, conditioning, prepared, scale, passes(HR), a, b, unconditional
                     ),
                 )  # fmt: skip
         return low, x

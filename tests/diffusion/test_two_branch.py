@@ -138,6 +138,16 @@ def test_the_hr_pass_has_its_own_weight(run):
     x = starts["hr"]
     assert relative_error(high(x, other, features, 4, 1), high(x, prompts, features, 4, 1)) < TOLERANCE
     assert relative_error(high(x, other, features, 1, 4), high(x, prompts, features, 1, 4)) > 0.01
+
+    @jax.jit
+    def without(x, prompts, features):
+        conditioning = model.condition(jax.tree.map(lambda v: v[:1], prompts))
+        return two_branch.hr_steps(
+            model, x, conditioning, model.prepare(features, x.shape[1:3]), scale, table, 0, STEPS,
+            lambda i: fresh["hr"][i], unconditional=False,
+        )  # fmt: skip
+
+    assert relative_error(without(x, prompts, features), high(x, prompts, features, 4, 1)) < TOLERANCE
     assert relative_error(high(x, prompts, features, 1, 4), high(x, prompts, features, 7, 4)) < TOLERANCE
     # Without guidance it is a pass like the LR one.
     assert relative_error(high(x, other, {}, 1, 4), high(x, prompts, {}, 1, 4)) < TOLERANCE

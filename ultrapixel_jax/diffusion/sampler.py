@@ -73,7 +73,7 @@ def make_table(config: DiffusionConfig) -> Table:
         direction=padded(direction),
         sigma=padded(sigma),
         cfg=np.float32(config.cfg),
-        cfg_hr=np.float32(config.cfg if config.cfg_hr is None else config.cfg_hr),
+        cfg_hr=np.float32(config.effective_cfg_hr),
         rescale=np.float32(config.cfg_rescale),
     )
 
@@ -146,6 +146,8 @@ def run_steps(
     start: Int[Array, ""] | int,
     stop: Int[Array, ""] | int,
     fresh: Callable[[Array], Array],
+    *,
+    unconditional: bool = True,
 ) -> tuple[Float[Array, "b h w c"], Carry]:
     """Steps `start` to `stop`, both run-time values, inside one loop.
 
@@ -158,6 +160,8 @@ def run_steps(
         start: first step.
         stop: one past the last step.
         fresh: the noise that step i adds.
+        unconditional: False leaves out the unconditional half and with it classifier-free guidance, as a
+            weight of 1 would; `denoise` gets and gives the conditional half alone.
 
     Returns:
         The state after the last step, and the carry.
@@ -166,10 +170,11 @@ def run_steps(
 
     def body(i: Array, state: tuple[Array, Carry]) -> tuple[Array, Carry]:
         x, carry = state
-        double = jnp.concatenate([x, x])
-        r = jnp.broadcast_to(table.r[i], (double.shape[0],))
-        epsilon, carry = denoise(double, r, i, carry)
-        x, _ = step(x, guide(epsilon, table.cfg, table.rescale), table, i, fresh(i))
+        given = jnp.concatenate([x, x]) if unconditional else x
+        r = jnp.broadcast_to(table.r[i], (given.shape[0],))
+        epsilon, carry = denoise(given, r, i, carry)
+        epsilon = guide(epsilon, table.cfg, table.rescale) if unconditional else epsilon.astype(jnp.float32)
+        x, _ = step(x, epsilon, table, i, fresh(i))
         return x, carry
 
     return jax.lax.fori_loop(start, stop, body, (x, carry))
