@@ -107,10 +107,9 @@ def run(options: Options) -> int:
     # ── Compilation alone ──────────────────────────────────────────────────────────────────────────────
     if options.compile_only:
         batches = plan(requests, batch_size)
-        for bucket, cfg_hr in dict.fromkeys(
-            (b.bucket, b.requests[0].stage_c.effective_cfg_hr) for b in batches
-        ):
-            cascade.compile(bucket, batch_size, options.preview, cfg_hr)
+        needed = ((b.bucket, b.requests[0].stage_c.effective_cfg_hr != 1) for b in batches)
+        for bucket, unconditional in dict.fromkeys(needed):
+            cascade.compile(bucket, batch_size, options.preview, unconditional)
         say(options, f"{len({batch.bucket for batch in batches})} bucket(s) compiled")
         summary(options, cascade, cache)
         return 0

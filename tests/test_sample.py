@@ -42,7 +42,7 @@ class FakeCascade:
     def truncated(self, prompt):
         return prompt[200:] or None
 
-    def compile(self, bucket, batch_size, preview, cfg_hr):
+    def compile(self, bucket, batch_size, preview, unconditional):
         self.calls.append(("compile", bucket.hr, batch_size, preview))
 
     def generate(self, requests, *, bucket, batch_size, preview, progress, tile, decode_bytes):

@@ -315,7 +315,7 @@ class LoraConfig:
 class DiffusionConfig:
     """How one stage is sampled; every field is a run-time value and compiles nothing anew.
 
-    But for a weight of 1 in the HR pass, which leaves out its unconditional half, and half of its time.
+    The exception is a weight of 1 in the HR pass: a program of its own, without the unconditional half.
     """
 
     steps: int = 20

@@ -212,10 +212,10 @@ class Cascade:
         """The part of `prompt` beyond the encoder's 77 tokens; None if it fits."""
         return self._tokenizer.truncated(prompt)
 
-    def compile(self, bucket: Bucket, batch_size: int, preview: bool, cfg_hr: float | None = None) -> None:
-        """Compile every program of `bucket`, for an HR weight of `cfg_hr`, by a step of each stage."""
+    def compile(self, bucket: Bucket, batch_size: int, preview: bool, unconditional: bool = True) -> None:
+        """Compile every program of `bucket` by a step of each stage; `unconditional` is as in `hr_steps`."""
         one = DiffusionConfig(steps=1)
-        stage_c = dataclasses.replace(one, cfg_hr=cfg_hr)
+        stage_c = one if unconditional else dataclasses.replace(one, cfg_hr=1.0)
         request = Request("", "", 0, *bucket.pixels, stage_c=stage_c, stage_b=one, preview=preview)
         self.generate([request], bucket=bucket, batch_size=batch_size, preview=preview)
 

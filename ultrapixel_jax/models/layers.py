@@ -24,6 +24,8 @@ from jaxtyping import Array, Float
 from ultrapixel_jax.sharding import by_rows, rows_mesh
 
 Dtype = Any
+NARROW = 64
+"""Columns up to which CPUs transpose a float32 matrix by a product."""
 
 
 def parameter(
@@ -127,7 +129,7 @@ def dot(a: Array, b: Array, axes_a: int | tuple[int, ...], axes_b: int | tuple[i
 
 def dot_of_rows(x: Float[Array, "*b c"], y: Float[Array, "*b f"]) -> Float[Array, "c f"]:
     """`xᵀ @ y`, summed over all leading axes, in float32."""
-    return jax.lax.platform_dependent(x, y, cpu=_dot_of_rows_turned, default=_dot_of_rows)
+    return jax.lax.platform_dependent(x, y, cpu=_dot_of_rows_on_cpus, default=_dot_of_rows)
 
 
 def _dot_of_rows(x: Array, y: Array) -> Array:
@@ -135,15 +137,18 @@ def _dot_of_rows(x: Array, y: Array) -> Array:
     return dot(x, y, rows, rows)
 
 
-def _dot_of_rows_turned(x: Array, y: Array) -> Array:
-    """On CPUs XLA sums over the rows of both three to seven times slower than over columns of the first.
+def _dot_of_rows_on_cpus(x: Array, y: Array) -> Array:
+    """XLA sums over the rows of both up to seven times slower there than over columns of the first.
 
     So the narrower one is transposed, by a product with the identity: a mere transpose XLA would merge with
-    the product that follows, and be slow again.
+    the product that follows, and be slow again. In float32 that product takes longer than it saves, unless
+    it is narrow.
     """
     if x.shape[-1] > y.shape[-1]:
         # Without the barrier XLA would have the product write its result transposed.
-        return jax.lax.optimization_barrier(_dot_of_rows_turned(y, x)).T
+        return jax.lax.optimization_barrier(_dot_of_rows_on_cpus(y, x)).T
+    if x.dtype != jnp.bfloat16 and x.shape[-1] > NARROW:
+        return _dot_of_rows(x, y)
     turned = dot(jnp.eye(x.shape[-1], dtype=x.dtype), x, 1, x.ndim - 1).astype(x.dtype)
     return dot(turned, y, tuple(range(1, y.ndim)), tuple(range(y.ndim - 1)))
 
