@@ -38,7 +38,8 @@ def test_agrees_with_recording(golden):
     maps = run(module, variables, edges)
     assert len(maps) == len(config.slots) == 8
     for slot, found in zip(config.slots, maps, strict=True):
-        assert relative_error(found, nhwc(tensors[f"out.{slot}"])) < 3e-5
+        kept = found[..., ::4]  # what the recording keeps
+        assert relative_error(kept, nhwc(tensors[f"out.{slot}"])) < 3e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
