@@ -59,7 +59,7 @@ def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, lis
     yield "tiles", draw("tiles", TILES, "--side", 384, 384, 768, 1536, "--tile", 256)
     yield "stage A", train("stage_a", "stage_a", "tiles", ["words"])
     yield "stage B", train("stage_b", "stage_b", "tiles", ["stage_a", "encoder", "stage_c"])
-    yield "large pictures", draw("large", LARGE, "--side", 288, 576, 576, 576, 1152)
+    yield "large pictures", draw("large", LARGE, "--side", 288, 576, 576, 1152, 1152)
     large = ("--areas", 288, 576, 1152, "--lr-side", 9, *pixels)
     yield "their latents", cache("large", "large_latents", ["encoder", "words"], *large)
     yield "the guidance networks", train("guidance", "guidance", "large_latents", ["encoder", "stage_c"])
