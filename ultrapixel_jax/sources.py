@@ -191,7 +191,8 @@ def _digest(content: Any) -> str:
 
 def _from_checkpoint(directory: Any, name: str, config: Any) -> Callable[[Any, Place], dict[str, Any]]:
     def load(dtype: Any, place: Place) -> dict[str, Any]:
-        like = components.abstract(name, config)
+        # A network checks its parameters when it is traced, which takes less than tracing it for this alone.
+        like = components.abstract(name, config) if name == "lora" else None
         return restore(directory, name, like=like, dtype=dtype, shardings=place)
 
     return load

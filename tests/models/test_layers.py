@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from tests.recordings import relative_error
 from ultrapixel_jax.compiler import compiler_options
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import layers
 from ultrapixel_jax.models.attention import attention
 from ultrapixel_jax.sharding import make_mesh
@@ -91,6 +92,21 @@ def test_product():
     found = with_gradients(layers.product, *half)
     assert [v.dtype.name for v in found] == ["float32", "bfloat16", "bfloat16"]
     check(found, expected, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("params", "problem"),
+    [
+        (
+            {"kernel": jnp.zeros((4, 3)), "bias": jnp.zeros(2)},
+            r"params/kernel has shape \(4, 3\), expected \(4, 2\)",
+        ),
+        ({"kernel": jnp.zeros((4, 2))}, "params/bias is missing"),
+    ],
+)
+def test_weights_of_another_network_are_refused(params, problem):
+    with pytest.raises(UserError, match=problem):
+        jax.jit(layers.Linear(2).apply)({"params": params}, jnp.ones((1, 4)))
 
 
 def test_gelu():
