@@ -1,5 +1,6 @@
 """Our checkpoint directory: exact round trips onto any placement, all or nothing, one line per damage."""
 
+import dataclasses
 import gc
 import json
 import subprocess
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ultrapixel_jax import checkpoint, config
+from ultrapixel_jax import checkpoint, components, config
 from ultrapixel_jax.checkpoint import CheckpointWriter, ComponentInfo, identity, read_manifest, restore
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sources import Sources
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 INFO = ComponentInfo(config={"width": 8}, variant="lite", source="stage_c.safetensors")
@@ -341,6 +343,7 @@ FULL = """
 import resource, signal, sys, numpy as np
 from ultrapixel_jax.checkpoint import *
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sources import Sources
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
@@ -394,3 +397,16 @@ def test_misuse(tmp_path: Path) -> None:
             writer.add_file(tmp_path / "x", "../../x")
         with pytest.raises(UserError, match="cannot be written"):
             writer.add_file(tmp_path / "absent", "tokenizer/x")
+
+
+def test_a_network_of_other_shapes_is_refused_at_loading_unless_it_is_traced_next(tmp_path: Path) -> None:
+    small = config.PreviewerConfig(channels=(8, 8, 8, 8))
+    variables = components.initialise("previewer", dataclasses.replace(small, c_latent=4), jax.random.key(0))
+    with CheckpointWriter(tmp_path / "ckpt") as writer:
+        writer.add("previewer", jax.tree.map(np.array, variables), ComponentInfo(config.to_dict(small)))
+    with pytest.raises(UserError, match="has shape"):
+        Sources([tmp_path / "ckpt"]).load("previewer", small)
+    loaded = Sources([tmp_path / "ckpt"], traced=True).load("previewer", small)
+    latent = jnp.zeros((1, 4, 4, small.c_latent))
+    with pytest.raises(UserError, match="has shape"):
+        jax.eval_shape(components.build("previewer", small).apply, loaded, latent)

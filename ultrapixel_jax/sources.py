@@ -51,16 +51,21 @@ class Entry:
 class Sources:
     """The networks of several directories."""
 
-    def __init__(self, directories: Sequence[str | os.PathLike[str]], *, ema: bool = True) -> None:
+    def __init__(
+        self, directories: Sequence[str | os.PathLike[str]], *, ema: bool = True, traced: bool = False
+    ) -> None:
         """List what is in `directories`.
 
         Args:
             directories: converted checkpoints, runs and tokenizers.
             ema: of runs, the moving average where there is one.
+            traced: what is loaded is traced next, which checks every parameter that it uses; so checkpoints
+                are not compared with their networks' shapes before, which means tracing each once more.
 
         Raises:
             UserError: one is neither a checkpoint nor a run, or is damaged.
         """
+        self._traced = traced
         self.entries: dict[str, Entry] = {}
         self.tokenizer: Path = BYTE_TOKENIZER
         """Directory of the tokenizer; that of small models where no source brings one."""
@@ -95,7 +100,9 @@ class Sources:
         for name, info in manifest.components.items():
             if name in components.CONFIGS and self._nearer(name, depth):
                 config = from_dict(components.CONFIGS[name], info.config)
-                self.entries[name] = Entry(config, str(directory), _from_checkpoint(directory, name, config))
+                checked = name == "lora" or not self._traced  # a LoRA is merged, not traced
+                load = _from_checkpoint(directory, name, config, checked)
+                self.entries[name] = Entry(config, str(directory), load)
         for name, values in manifest.sampling.items():
             self.sampling[name] = from_dict(DiffusionConfig, values)
         if (directory / "tokenizer").is_dir() and self._nearer(TOKENIZER, depth):
@@ -189,10 +196,11 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
-def _from_checkpoint(directory: Any, name: str, config: Any) -> Callable[[Any, Place], dict[str, Any]]:
+def _from_checkpoint(
+    directory: Any, name: str, config: Any, checked: bool
+) -> Callable[[Any, Place], dict[str, Any]]:
     def load(dtype: Any, place: Place) -> dict[str, Any]:
-        # A network checks its parameters when it is traced, which takes less than tracing it for this alone.
-        like = components.abstract(name, config) if name == "lora" else None
+        like = components.abstract(name, config) if checked else None
         return restore(directory, name, like=like, dtype=dtype, shardings=place)
 
     return load

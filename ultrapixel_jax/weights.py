@@ -64,7 +64,7 @@ def load_weights(
     if checkpoint is None and config is not None:
         return _untrained(config, wanted, dtype, mesh)
     checkpoint = checkpoint or DEMO
-    sources = Sources([checkpoint], ema=ema)
+    sources = Sources([checkpoint], ema=ema, traced=True)
     return from_sources(sources, config, wanted, what=f"sampling from {checkpoint}", dtype=dtype, mesh=mesh)
 
 
