@@ -69,6 +69,7 @@ def run(options: Options) -> int:
     mesh = make_mesh(options.mesh) if options.mesh else None
 
     # ── Model ──────────────────────────────────────────────────────────────────────────────────────────
+    from ultrapixel_jax import compilation_cache
     from ultrapixel_jax.pipeline import Cascade
 
     cascade = Cascade.load(
@@ -78,6 +79,7 @@ def run(options: Options) -> int:
         mesh=mesh,
         preview=options.preview,
         ema=options.ema,
+        executables=None if cache is None else compilation_cache.executables(cache),
     )
     the_run = pictures.Run(
         checkpoint=cascade.identity,

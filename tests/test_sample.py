@@ -28,10 +28,12 @@ class FakeCascade:
 
     calls: list = []  # noqa: RUF012
     weights = "weights-1"
+    executables: Path | None = None
     fail: BaseException | None = None
 
     @classmethod
-    def load(cls, checkpoint, *, config=None, dtype, mesh=None, preview=False, ema=True):
+    def load(cls, checkpoint, *, config=None, dtype, mesh=None, preview=False, ema=True, executables=None):
+        cls.executables = executables
         cls.calls.append(("load", checkpoint, dtype, mesh, preview))
         return cls(config or CascadeConfig(sampling_c=DiffusionConfig(steps=11)))
 
@@ -242,11 +244,13 @@ def test_the_compilation_cache_is_where_it_says(fake, tmp_path, monkeypatch, cap
     arguments = ["--prompt", "a", "--size", "256x256", "--output", str(tmp_path / "out")]
     assert sample.main([*arguments, "--cache-dir", str(tmp_path / "cache")]) == 0
     assert changed["jax_compilation_cache_dir"] == str(tmp_path / "cache")
+    assert FakeCascade.executables == tmp_path / "cache" / "executables"
     assert str(tmp_path / "cache") in capsys.readouterr().out
     changed.clear()
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/none")  # a default that cannot be written is no mistake
     assert sample.main([*arguments, "--seed", "1"]) == 0
     assert not changed and "no compilation cache" in capsys.readouterr().err
+    assert FakeCascade.executables is None
     (tmp_path / "file").touch()
     assert sample.main([*arguments, "--cache-dir", str(tmp_path / "file")]) == 2
 

@@ -33,3 +33,8 @@ def use(directory: Path | None = None) -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return path
+
+
+def executables(cache: Path) -> Path:
+    """Where sampling programs lie, in the directory that `use` returned (see `executables.py`)."""
+    return cache / "executables"

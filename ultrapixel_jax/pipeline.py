@@ -27,12 +27,14 @@ from ultrapixel_jax.diffusion.sampler import (
     run_steps,
 )
 from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
+from ultrapixel_jax.executables import Executables
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.previewer import Previewer
 from ultrapixel_jax.models.stage_a import StageA
 from ultrapixel_jax.models.stage_b import StageB
 from ultrapixel_jax.models.stage_c import StageC
+from ultrapixel_jax.pictures import config_identity
 from ultrapixel_jax.program import Program
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.requests import Request
@@ -81,6 +83,7 @@ class Cascade:
         dtype: str,
         mesh: jax.sharding.Mesh | None,
         report: Report,
+        executables: Path | None = None,
     ) -> None:
         self.config: CascadeConfig = weights.config
         self.identity: str = weights.identity
@@ -91,10 +94,19 @@ class Cascade:
         compute = jnp.dtype(dtype)
         config = self.config
 
+        kept = executables and Executables(executables, f"{config_identity(config)} {compute.name}")
+
         def program(
-            function: Callable[..., Any], batched: Sequence[int], dtype: Any = compute, **options: Any
+            name: str,
+            function: Callable[..., Any],
+            batched: Sequence[int],
+            dtype: Any = compute,
+            **options: Any,
         ) -> Program:
-            return Program(function, batched=batched, mesh=mesh, report=report, dtype=dtype, **options)
+            return Program(
+                function, batched=batched, mesh=mesh, report=report, dtype=dtype, name=name,
+                executables=kept, **options,
+            )  # fmt: skip
 
         clip = ClipText(config.clip_text, dtype=compute, param_dtype=compute)
         guidance = None if config.guidance is None else Guidance(config.guidance, compute)
@@ -111,11 +123,12 @@ class Cascade:
         def start(keys: Any, shape: tuple[int, ...]) -> Any:
             return initial_noise(keys, shape)
 
-        self._start = program(start, [0], static_argnums=(1,))
-        self._encode = program(lambda v, ids, mask: clip.apply(v["clip_text"], ids, mask), [1, 2])
-        self._condition_c = program(lambda v, p: stage_c(v).condition(p), [1])
-        self._empty = program(lambda v, x: two_branch.empty_features(stage_c(v), x), [1])
+        self._start = program("start", start, [0], static_argnums=(1,))
+        self._encode = program("encode", lambda v, ids, mask: clip.apply(v["clip_text"], ids, mask), [1, 2])
+        self._condition_c = program("condition_c", lambda v, p: stage_c(v).condition(p), [1])
+        self._empty = program("empty", lambda v, x: two_branch.empty_features(stage_c(v), x), [1])
         self._lr = program(
+            "lr",
             lambda v, x, features, conditioning, passes, capture, first, last: two_branch.lr_steps(
                 stage_c(v), x, features, conditioning, passes.table, capture, first, last,
                 fresh(passes.keys, x),
@@ -123,9 +136,10 @@ class Cascade:
             [1, 2, 3],
         )  # fmt: skip
         self._prepare = program(
-            lambda v, features, size: stage_c(v).prepare(features, size), [1], static_argnums=(2,)
+            "prepare", lambda v, features, size: stage_c(v).prepare(features, size), [1], static_argnums=(2,)
         )
         self._hr = program(
+            "hr",
             lambda v, x, conditioning, prepared, scale, passes, first, last, unconditional: (
                 two_branch.hr_steps(
                     stage_c(v), x, conditioning, prepared, scale, passes.table, first, last,
@@ -136,6 +150,7 @@ class Cascade:
             static_argnums=(8,),
         )  # fmt: skip
         self._both = program(
+            "both",
             lambda v, lr, hr, conditioning, scale, keys_lr, passes, first, last: (
                 two_branch.synchronized_steps(
                     stage_c(v), lr, hr, conditioning, scale, passes.table, first, last,
@@ -159,18 +174,20 @@ class Cascade:
 
             return run_steps(denoise, x, (), passes.table, first, last, fresh(passes.keys, x))[0]
 
-        self._condition_b = program(condition_b, [1, 2], static_argnums=(3,), wide_maps=True)
-        self._b = program(steps_b, [1, 2], wide_maps=True)
+        self._condition_b = program("condition_b", condition_b, [1, 2], static_argnums=(3,), wide_maps=True)
+        self._b = program("b", steps_b, [1, 2], wide_maps=True)
 
         # The decoders run in float32 whatever the dtype: bfloat16 has fewer values than a byte in [0, 1].
         stage_a, previewer = StageA(config.stage_a), Previewer(config.previewer)
         self._decode = program(
+            "decode",
             lambda v, z: stage_a.apply(v["stage_a"], z, method="decode"),
             [1],
             dtype=jnp.float32,
             wide_maps=True,
         )
         self._preview = program(
+            "preview",
             lambda v, z: to_uint8(previewer.apply(v["previewer"], z)),  # pyright: ignore[reportArgumentType]
             [1],
             dtype=jnp.float32,
@@ -187,6 +204,7 @@ class Cascade:
         mesh: jax.sharding.Mesh | None = None,
         preview: bool = False,
         ema: bool = True,
+        executables: Path | None = None,
     ) -> Cascade:
         """Restore what sampling needs from `checkpoint`, straight onto the devices.
 
@@ -198,6 +216,8 @@ class Cascade:
             mesh: devices to spread weights and batch over.
             preview: load the previewer in place of stages B and A.
             ema: of a training run, the moving average of its parameters.
+            executables: directory of compiled programs, read and written, so that a later process
+                compiles and traces nothing; None keeps none.
 
         Raises:
             UserError: not a checkpoint, a component that is missing or does not fit.
@@ -206,7 +226,7 @@ class Cascade:
         with report.stage("load"), _on(mesh):
             weights = load_weights(checkpoint, config, dtype=dtype, mesh=mesh, preview=preview, ema=ema)
             tokenizer = Tokenizer(weights.tokenizer, weights.config.clip_text.positions)
-        return cls(weights, tokenizer, dtype=dtype, mesh=mesh, report=report)
+        return cls(weights, tokenizer, dtype=dtype, mesh=mesh, report=report, executables=executables)
 
     def truncated(self, prompt: str) -> str | None:
         """The part of `prompt` beyond the encoder's 77 tokens; None if it fits."""

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ultrapixel_jax.compiler import compiler_options
+from ultrapixel_jax.executables import Executables
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sharding import batch_sharding
 
@@ -27,6 +28,8 @@ class Program:
         static_argnums: arguments that are no arrays.
         dtype: what it mostly computes in, for `compiler_options`.
         wide_maps: whether it is a decoder, with more positions than channels, for these too.
+        name: of the function, in `executables`.
+        executables: where compiled programs are kept for later processes; used without a mesh.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class Program:
         static_argnums: tuple[int, ...] = (),
         dtype: Any = jax.numpy.float32,
         wide_maps: bool = False,
+        name: str = "",
+        executables: Executables | None = None,
     ) -> None:
         self._jitted = jax.jit(function, static_argnums=static_argnums)
         self._batched = set(batched)
@@ -46,11 +51,13 @@ class Program:
         self._mesh = mesh
         self._report = report
         self._dtype, self._wide_maps = dtype, wide_maps
+        self._name = name
+        self._executables = executables if mesh is None else None
         self._compiled: dict[Any, Any] = {}
 
     @property
     def compilations(self) -> int:
-        """How often it was compiled."""
+        """For how many sets of shapes it was compiled, or read from disk."""
         return len(self._compiled)
 
     def __call__(self, *args: Any) -> Any:
@@ -63,7 +70,15 @@ class Program:
         if key not in self._compiled:
             with self._report.stage("compile"):
                 options = compiler_options(self._dtype, self._wide_maps)
-                self._compiled[key] = self._jitted.lower(*placed).compile(options)
+
+                def compiled() -> Any:
+                    return self._jitted.lower(*placed).compile(options)
+
+                self._compiled[key] = (
+                    compiled()
+                    if self._executables is None
+                    else self._executables.get(self._name, tuple(arrays), (static, options), compiled)
+                )
         return self._compiled[key](*arrays)
 
     def _place(self, i: int, arg: Any) -> Any:

@@ -216,7 +216,7 @@ class FakeCascade:
 def fake(monkeypatch):
     FakeCascade.loaded = []
     monkeypatch.setattr(pipeline, "Cascade", FakeCascade)
-    monkeypatch.setattr("ultrapixel_jax.compilation_cache.use", lambda: None)
+    monkeypatch.setattr("ultrapixel_jax.compilation_cache.use", lambda: Path("cache"))
     return FakeCascade
 
 
@@ -254,7 +254,8 @@ def test_options_become_the_cascades_configuration(fake):
     )
     c, b = cascade.config.sampling_c, cascade.config.sampling_b
     assert (c.steps, c.cfg, c.cfg_hr, b.steps, b.cfg, b.cfg_hr) == (7, 2.5, 0.5, 3, 1.0, None)
-    assert fake.loaded[-1][1] == {"dtype": "bfloat16", "ema": False, "preview": False}
+    kept = {"executables": Path("cache/executables")}
+    assert fake.loaded[-1][1] == {"dtype": "bfloat16", "ema": False, "preview": False, **kept}
     met += [settings, module._load(options("--preview"))[1]]
     assert fake.loaded[-1][1]["preview"]
     assert len({json.dumps(s, sort_keys=True) for s in met}) == len(met)

@@ -299,9 +299,10 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
     from ultrapixel_jax.pictures import config_identity
     from ultrapixel_jax.pipeline import Cascade
 
-    compilation_cache.use()
+    cache = compilation_cache.use()
     settings = {"dtype": options.dtype, "ema": not options.no_ema, "preview": options.preview}
-    cascade = Cascade.load(options.checkpoint, **settings)
+    kept = None if cache is None else compilation_cache.executables(cache)
+    cascade = Cascade.load(options.checkpoint, executables=kept, **settings)
     config = cascade.config
     lr_side = (config.guidance or demo.guidance or GuidanceConfig()).lr_side
     if options.guidance is not None and config.guidance is None and options.guidance != "off":
@@ -311,7 +312,7 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
             config.guidance, timestep=options.guidance
         )  # fmt: skip
         config = dataclasses.replace(config, guidance=guidance)
-        cascade = Cascade.load(options.checkpoint, config=config, **settings)
+        cascade = Cascade.load(options.checkpoint, config=config, executables=kept, **settings)
     for height, width in options.sizes:
         if min(lr_pixels(height, width, lr_side)) < SIDE:
             raise UserError(f"size {height}x{width}: its low-resolution picture is too small to detect in")
