@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from convert.tokenizer import add_tokenizer
 from ultrapixel_jax.checkpoint import CheckpointWriter
 from ultrapixel_jax.config import to_dict
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.manifest import ComponentInfo
 from ultrapixel_jax.sources import Sources
-from ultrapixel_jax.tokenizer import FILES
 from ultrapixel_jax.weights import FLOAT32_ALWAYS
 
 
@@ -58,9 +58,7 @@ def collect(
             info = ComponentInfo(config=to_dict(entry.config), source=Path(entry.origin).name)
             writer.add(name, variables, info)
             print(f"{name} from {entry.origin}")
-        for file in FILES:
-            if (sources.tokenizer / file).is_file():
-                writer.add_file(sources.tokenizer / file, f"tokenizer/{file}")
+        add_tokenizer(writer, sources.tokenizer)
 
 
 def rounded(x: np.ndarray, bits: int) -> np.ndarray:

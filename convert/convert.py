@@ -11,11 +11,12 @@ import numpy as np
 from convert.apply import import_tensors
 from convert.files import TensorFile, check_finite, find_files
 from convert.formats import Recognised, recognise
+from convert.tokenizer import add_tokenizer
 from ultrapixel_jax.checkpoint import CheckpointWriter, ComponentInfo
 from ultrapixel_jax.components import parameter_count
 from ultrapixel_jax.config import CascadeConfig, load_config, to_dict
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.tokenizer import FILES as TOKENIZER_FILES
+from ultrapixel_jax.tokenizer import is_tokenizer
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RELEASED_CONFIGS = ("full", "lite", "tiny")
@@ -76,7 +77,7 @@ def convert(
             cells = (file.path.name, label, found.variant, len(file.specs), f"{parameters:,}", dtypes)
             print(row(*cells), flush=True)
         if "clip_text" in chosen:
-            _add_tokenizer(writer, tokenizer, sources)
+            _find_tokenizer(writer, tokenizer, sources)
     print(f"written: {output}")
 
 
@@ -105,18 +106,15 @@ def _add(writer: CheckpointWriter, name: str, file: TensorFile, found: Recognise
     return parameters
 
 
-def _add_tokenizer(writer: CheckpointWriter, given: Path | None, sources: Sequence[Path]) -> None:
+def _find_tokenizer(writer: CheckpointWriter, given: Path | None, sources: Sequence[Path]) -> None:
     directories = [given] if given is not None else [
         directory for source in sources
         for directory in ([source, *sorted(p for p in source.rglob("*") if p.is_dir())]
                           if source.is_dir() else [source.parent])
     ]  # fmt: skip
     for directory in directories:
-        names = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
-        if "tokenizer.json" in names or {"vocab.json", "merges.txt"} <= set(names):
-            for name in names:
-                writer.add_file(directory / name, f"tokenizer/{name}")
-            return
+        if is_tokenizer(directory):
+            return add_tokenizer(writer, directory)
     where = str(given) if given is not None else "the sources"
     raise UserError(
         f"no tokenizer in {where}: put CLIP's tokenizer.json, or vocab.json and merges.txt, beside its "

@@ -129,11 +129,22 @@ class CheckpointWriter:
 
     def add_file(self, source: str | Path, name: str) -> None:
         """Copy the file `source` to `name`, a relative path such as `tokenizer/vocab.json`."""
+        with self._file(name) as path:
+            shutil.copyfile(source, path)
+
+    def add_text(self, text: str, name: str) -> None:
+        """Write `text` to `name`, as of `add_file`."""
+        with self._file(name) as path:
+            path.write_text(text, encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _file(self, name: str) -> Iterator[Path]:
+        """Where the file `name` is to be written; it is noted afterwards."""
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"{name!r} leads out of the checkpoint directory")
         with _user_errors(self.directory):
             (self._partial / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, self._partial / name)
+            yield self._partial / name
             self._record(name)
 
     def _record(self, name: str) -> None:

@@ -38,7 +38,7 @@ SAME_PICTURE = (
     "checkpoint", "config", "dtype",
 )  # fmt: skip
 """What a picture depends on: two with these equal are the same picture, up to rounding."""
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "tokenizers")
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 """The last chunk of every PNG, with its checksum."""
 MAX_NUMBER = 100_000
