@@ -16,8 +16,9 @@ def test_every_variant_trains_another_model_and_is_judged_alike(monkeypatch: pyt
     latents, output = Path("latents"), Path("out")
     runs, judged = {}, {}
     todo = ablations.commands(
-        latents, output, sources=[Path("a"), Path("b")], steps=7, batch_size=3, seeds=2, count=5, sizes=[768]
-    )
+        latents, output, sources=[Path("a"), Path("b")], steps=7, batch_size=3, seeds=2, count=5, sizes=[768],
+        dtype="bfloat16",
+    )  # fmt: skip
     for what, command in todo:
         if command[1] == "train.py":
             config = options.parse(command[2:])
@@ -28,6 +29,7 @@ def test_every_variant_trains_another_model_and_is_judged_alike(monkeypatch: pyt
         else:
             o = evaluate.parser().parse_args(command[3:])
             assert str(o.checkpoint) in runs and o.preview and o.count == 5 and o.sizes == [(768, 768)]
+            assert o.dtype == "bfloat16"
             judged[o.output] = o
     assert [config.seed for config in runs.values()] == [0] * 5 + [1] * 5
     assert len({config.model for config in runs.values()}) == 5

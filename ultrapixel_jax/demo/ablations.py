@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ultrapixel_jax.config import DTYPES, check_dtype
 from ultrapixel_jax.data.build import Parser, exit_code, whole
 from ultrapixel_jax.demo import scores
 from ultrapixel_jax.demo.evaluate import MARKDOWN, TABLE
@@ -74,6 +75,7 @@ def commands(
     seeds: int,
     count: int,
     sizes: Sequence[int],
+    dtype: str = "float32",
 ) -> Iterator[tuple[str, list[str]]]:
     """(what it makes, command) of every training and evaluation."""
     for seed in range(seeds):
@@ -87,7 +89,7 @@ def commands(
                 yield f"{variant.what}, seed {seed}", train
             judge = [sys.executable, "-m", "ultrapixel_jax.demo.evaluate", str(run)]
             judge += [str(evaluation(output, name, seed)), "--preview", "--scene-seed", str(seed)]
-            judge += ["--count", str(count), "--sizes", *map(str, sizes), *variant.evaluate]
+            judge += ["--count", str(count), "--sizes", *map(str, sizes), "--dtype", dtype, *variant.evaluate]
             yield f"pictures of it: {variant.what}, seed {seed}", judge
 
 
@@ -148,6 +150,8 @@ def parser() -> Parser:
         help="scenes that each draws (default: 50)")  # fmt: skip
     add("--sizes", type=whole("--sizes", 256, 8192), nargs="+", default=[768, 1536], metavar="N",
         help="pixels on a side (default: 768 1536)")  # fmt: skip
+    add("--dtype", type=check_dtype, default="float32", metavar="|".join(DTYPES),
+        help="of drawing (default: float32)")  # fmt: skip
     add("--list", action="store_true", help="print the commands and run nothing")
     return p
 
@@ -157,7 +161,7 @@ def run(argv: Sequence[str] | None) -> None:
     o = parser().read(argv)
     todo = commands(
         o.latents, o.output, sources=o.sources, steps=o.steps, batch_size=o.batch_size, seeds=o.seeds,
-        count=o.count, sizes=o.sizes,
+        count=o.count, sizes=o.sizes, dtype=o.dtype,
     )  # fmt: skip
     follow(todo, only_list=o.list)
     if not o.list:
