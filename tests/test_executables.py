@@ -73,6 +73,15 @@ def test_it_is_traced_once_for_all_that_it_depends_on(tmp_path):
     assert times(tmp_path) == 0
 
 
+def test_on_another_device_it_is_another_program(tmp_path):
+    assert times(tmp_path) == 1
+    weights, x = jax.device_put((WEIGHTS, X), jax.devices()[3])
+    assert times(tmp_path, weights, x) == 1
+    assert times(tmp_path, weights, x) == 0
+    out = program(Traced(), tmp_path)(weights, x, 2.0)["y"][0]
+    assert out.devices() == {jax.devices()[3]}
+
+
 def test_a_damaged_file_is_made_again(tmp_path):
     times(tmp_path)
     (file,) = tmp_path.iterdir()

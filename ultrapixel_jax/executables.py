@@ -55,7 +55,7 @@ class Executables:
         parts = [_surroundings(), _settings(), self._identity, name, repr(static), str(structure)]
         key = _hash([*parts, *(f"{jax.typeof(x)!r} {getattr(x, 'sharding', None)!r}" for x in leaves)])
         path = self._directory / f"{name}-{key[:32]}"
-        found = _read(path, structure)
+        found = _read(path, structure, _device(leaves))
         if found is None:
             found = _compiled_afresh(make)
             _write(path, found)
@@ -65,7 +65,7 @@ class Executables:
 @functools.cache
 def _surroundings() -> str:
     """Hash of what every program of this process depends on: source, libraries and device."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     parts = [source_hash(PACKAGE), *map(importlib.metadata.version, LIBRARIES)]
     parts += [device.platform, device.device_kind, device.client.platform_version, str(jax.device_count())]
     parts += [os.environ.get(flag, "") for flag in FLAGS]
@@ -108,12 +108,18 @@ def _hash(parts: Iterable[str | bytes]) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path, structure: Any) -> jax.stages.Compiled | None:
+def _device(arrays: list[Any]) -> Any:
+    """Where they are."""
+    of_first = next((x.sharding.device_set for x in arrays if isinstance(x, jax.Array)), jax.local_devices())
+    return next(iter(of_first))
+
+
+def _read(path: Path, structure: Any, device: Any) -> jax.stages.Compiled | None:
     """The program at `path`; None if there is none that can be used."""
     try:
         payload, out = pickle.loads(zlib.decompress(path.read_bytes()))  # a checksum is part of zlib's format
         return deserialize_and_load(
-            payload, structure, jax.tree.structure(out), execution_devices=jax.devices()[:1]
+            payload, structure, jax.tree.structure(out), device.client, execution_devices=[device]
         )
     except FileNotFoundError:
         return None
