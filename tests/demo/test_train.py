@@ -57,6 +57,24 @@ def test_every_command_finds_what_it_needs(recipe: Iterator[tuple[str, list[str]
             assert set(o.component) <= brought & set(components.CONFIGS)
 
 
+def test_a_trial_is_the_same_recipe_with_fewer_steps(recipe: Iterator[tuple[str, list[str]]]) -> None:
+    trial = train.commands(WORK, CHECKPOINT, seed=1, scale=0.002)
+    for (what, whole), (same, short) in zip(recipe, trial, strict=True):
+        assert what == same and program_of(whole)[0] == program_of(short)[0]
+        if whole[1] != "train.py":
+            continue
+        before, after = options.parse(whole[2:]), options.parse(short[2:])
+        assert 2 <= after.steps == max(2, round(0.002 * before.steps)), what
+        assert after.optimizer.warmup_steps < after.steps
+        assert (after.model, after.task, after.sources) == (before.model, before.task, before.sources)
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "1.5", "nan", "much"])
+def test_a_scale_that_is_none_is_refused(scale: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["work", "checkpoint", f"--scale={scale}"]) == 2
+    assert "--scale" in capsys.readouterr().err
+
+
 def test_list_prints_the_commands_and_runs_none(
     recipe: Iterator[tuple[str, list[str]]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """The demo cascade from nothing: every command that makes it, in order.
 
     python -m ultrapixel_jax.demo.train WORK CHECKPOINT
+    python -m ultrapixel_jax.demo.train TRIAL OTHER --scale 0.002   # in minutes, to try it
 
 WORK gets datasets and runs, CHECKPOINT the finished cascade. Each step is a command of this project, printed
 before it runs; kill the program at any moment, repeat the command, and it goes on. To be run from the
@@ -21,10 +22,19 @@ from ultrapixel_jax.errors import UserError
 
 VIEWS, TILES, BASE, LARGE = 10_000, 12_000, 60_000, 8_000
 """Pictures of the four datasets."""
+FEWEST = {"views": 64, "tiles": 64, "base": 320, "large": 64}
+"""As many at any scale: a batch of what is trained on them, and more where some are left out."""
 
 
-def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, list[str]]]:
-    """(what it makes, command) of every step; `seed` is that of the drawn scenes."""
+def commands(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Iterator[tuple[str, list[str]]]:
+    """(what it makes, command) of every step.
+
+    Args:
+        work: directory of datasets and runs.
+        checkpoint: of the cascade.
+        seed: of the drawn scenes.
+        scale: fraction of the pictures and training steps.
+    """
 
     def at(name: str) -> str:
         return str(work / name)
@@ -34,9 +44,12 @@ def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, lis
 
     def train(preset: str, run: str, data: str, sources: Sequence[str], *more: str) -> list[str]:
         out = [sys.executable, "train.py", f"configs/demo/{preset}.py", "--data.path", at(data)]
+        if scale < 1:
+            more = (*more, *shortened(preset, scale))
         return [*out, "--output", at(run), "--sources", *map(at, sources), *more]
 
     def draw(name: str, count: int, *more: object) -> list[str]:
+        count = max(FEWEST[name], round(scale * count))
         return module("ultrapixel_jax.demo.build", at(name), "--count", count, "--seed", seed, *more)
 
     def cache(data: str, latents: str, sources: Sequence[str], *more: object) -> list[str]:
@@ -69,6 +82,15 @@ def commands(work: Path, checkpoint: Path, seed: int) -> Iterator[tuple[str, lis
     yield "the checkpoint", [*gather, *(word for part in parts for word in ("--component", part))]
 
 
+def shortened(preset: str, scale: float) -> list[str]:
+    """Options for a fraction `scale` of the steps of `configs/demo/{preset}.py`."""
+    from ultrapixel_jax.training.options import parse
+
+    config = parse([f"configs/demo/{preset}.py", "--output", "any", "--data.path", "any"])
+    steps, warmup = (max(2, round(scale * n)) for n in (config.steps, config.optimizer.warmup_steps))
+    return ["--steps", str(steps), "--optimizer.warmup-steps", str(min(warmup, steps - 1))]
+
+
 def follow(commands: Iterable[tuple[str, list[str]]], *, only_list: bool) -> None:
     """Print each of `commands` (what it makes, command) and run it, unless they are to be listed alone.
 
@@ -83,6 +105,16 @@ def follow(commands: Iterable[tuple[str, list[str]]], *, only_list: bool) -> Non
             raise UserError(f"the command for {what} ended with code {code}; repeat this one to go on")
 
 
+def _scale(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise UserError(f"--scale {text!r:.80} is not a number") from error
+    if not 0 < value <= 1:
+        raise UserError(f"--scale {text} is not in 0 to 1")
+    return value
+
+
 def parser() -> Parser:
     """The command line."""
     p = Parser(
@@ -93,6 +125,8 @@ def parser() -> Parser:
     p.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="new directory of the cascade")
     p.add_argument("--seed", type=whole("--seed", 0, 2**32), default=1, metavar="N",
                    help="of the drawn scenes (default: 1)")  # fmt: skip
+    p.add_argument("--scale", type=_scale, default=1.0, metavar="X",
+                   help="fraction of the pictures and steps, for a trial (default: 1)")  # fmt: skip
     p.add_argument("--list", action="store_true", help="print the commands and run nothing")
     return p
 
@@ -102,7 +136,9 @@ def run(argv: Sequence[str] | None) -> None:
     o = parser().read(argv)
     if not o.list and o.checkpoint.exists():
         raise UserError(f"checkpoint {o.checkpoint} exists; name a new directory")
-    follow(commands(o.work, o.checkpoint, o.seed), only_list=o.list)
+    if not Path("configs/demo").is_dir():
+        raise UserError("no configs/demo here; run this from the project's directory")
+    follow(commands(o.work, o.checkpoint, o.seed, o.scale), only_list=o.list)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
