@@ -121,9 +121,7 @@ def _read(path: Path, structure: Any, device: Any) -> jax.stages.Compiled | None
         return deserialize_and_load(
             payload, structure, jax.tree.structure(out), device.client, execution_devices=[device]
         )
-    except FileNotFoundError:
-        return None
-    except Exception:  # damaged, or of another compiler after all: it is made and written again
+    except Exception:  # none there, damaged, or of another compiler after all: it is made and written again
         return None
 
 
