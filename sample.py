@@ -79,7 +79,7 @@ def run(options: Options) -> int:
         mesh=mesh,
         preview=options.preview,
         ema=options.ema,
-        executables=None if cache is None else compilation_cache.executables(cache),
+        executables=compilation_cache.executables(cache),
     )
     the_run = pictures.Run(
         checkpoint=cascade.identity,

@@ -35,6 +35,6 @@ def use(directory: Path | None = None) -> Path | None:
     return path
 
 
-def executables(cache: Path) -> Path:
-    """Where sampling programs lie, in the directory that `use` returned (see `executables.py`)."""
-    return cache / "executables"
+def executables(cache: Path | None) -> Path | None:
+    """Where sampling programs lie, in the directory that `use` returned, if any (see `executables.py`)."""
+    return None if cache is None else cache / "executables"

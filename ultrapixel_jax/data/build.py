@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import multiprocessing
 import os
 import signal
@@ -225,6 +226,21 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             raise UserError(f"unexpected argument {unknown[0]!r:.80} (see {self.prog} --help)")
         return options
+
+
+def number(option: str) -> Callable[[str], float]:
+    """Type of an argument that is a finite number."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError as error:
+            raise UserError(f"{option} {text!r:.80} is not a number") from error
+        if not math.isfinite(value):
+            raise UserError(f"{option} {text!r:.80} is not a finite number")
+        return value
+
+    return read
 
 
 def whole(option: str, low: int, high: int) -> Callable[[str], int]:

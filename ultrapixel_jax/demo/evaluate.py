@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from ultrapixel_jax.config import DTYPES, MAX_STEPS, GuidanceConfig, check_dtype
-from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax.data.build import Parser, exit_code, number, whole
 from ultrapixel_jax.demo import world
 from ultrapixel_jax.demo.build import VERSION
 from ultrapixel_jax.demo.captions import plain_caption
@@ -301,7 +300,7 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
 
     cache = compilation_cache.use()
     settings = {"dtype": options.dtype, "ema": not options.no_ema, "preview": options.preview}
-    kept = None if cache is None else compilation_cache.executables(cache)
+    kept = compilation_cache.executables(cache)
     cascade = Cascade.load(options.checkpoint, executables=kept, **settings)
     config = cascade.config
     lr_side = (config.guidance or demo.guidance or GuidanceConfig()).lr_side
@@ -347,23 +346,10 @@ def _size(text: str) -> HW:
     return size
 
 
-def _number(option: str) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError as error:
-            raise UserError(f"{option} {text!r:.80} is not a number") from error
-        if not math.isfinite(value):
-            raise UserError(f"{option} {text!r:.80} is not a finite number")
-        return value
-
-    return read
-
-
 def _guidance(text: str) -> str | float:
     if text in ("off", "synchronized"):
         return text
-    value = _number("--guidance")(text)
+    value = number("--guidance")(text)
     if not 0 <= value <= 1:
         raise UserError(f"--guidance {text} is outside 0 to 1; or use off or synchronized")
     return value
@@ -396,9 +382,9 @@ def parser() -> Parser:
     for suffix, stage in (("", "C"), ("-b", "B")):
         add(f"--steps{suffix}", type=whole(f"--steps{suffix}", 1, MAX_STEPS), metavar="N",
             help=f"denoising steps of stage {stage}")  # fmt: skip
-        add(f"--cfg{suffix}", type=_number(f"--cfg{suffix}"), metavar="X",
+        add(f"--cfg{suffix}", type=number(f"--cfg{suffix}"), metavar="X",
             help=f"classifier-free guidance weight of stage {stage}")  # fmt: skip
-    add("--cfg-hr", type=_number("--cfg-hr"), metavar="X", help="that of stage C's HR pass")
+    add("--cfg-hr", type=number("--cfg-hr"), metavar="X", help="that of stage C's HR pass")
     add("--dtype", type=check_dtype, default="float32", metavar="|".join(DTYPES),
         help="of computing (default: float32)")  # fmt: skip
     add("--preview", action="store_true",

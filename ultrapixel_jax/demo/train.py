@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax.data.build import Parser, exit_code, number, whole
 from ultrapixel_jax.errors import UserError
 
 VIEWS, TILES, BASE, LARGE = 10_000, 12_000, 60_000, 8_000
@@ -106,10 +106,7 @@ def follow(commands: Iterable[tuple[str, list[str]]], *, only_list: bool) -> Non
 
 
 def _scale(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise UserError(f"--scale {text!r:.80} is not a number") from error
+    value = number("--scale")(text)
     if not 0 < value <= 1:
         raise UserError(f"--scale {text} is not in 0 to 1")
     return value
@@ -136,8 +133,6 @@ def run(argv: Sequence[str] | None) -> None:
     o = parser().read(argv)
     if not o.list and o.checkpoint.exists():
         raise UserError(f"checkpoint {o.checkpoint} exists; name a new directory")
-    if not Path("configs/demo").is_dir():
-        raise UserError("no configs/demo here; run this from the project's directory")
     follow(commands(o.work, o.checkpoint, o.seed, o.scale), only_list=o.list)
 
 
