@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ultrapixel_jax.cli import Options, one_line, parse_arguments
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sampling.options import Options, one_line, parse_arguments
 from ultrapixel_jax.sizes import LR_SIDE
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ultrapixel_jax.pipeline import Cascade
-    from ultrapixel_jax.requests import Request
+    from ultrapixel_jax.sampling.pipeline import Cascade
+    from ultrapixel_jax.sampling.requests import Request
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Options) -> int:
     """Make what `options` ask for."""
     # ── What to draw. Everything that can be wrong with it is found before jax is imported. ────────────
-    from ultrapixel_jax import pictures
     from ultrapixel_jax.config import load_config
-    from ultrapixel_jax.requests import plan, share
+    from ultrapixel_jax.sampling import pictures
+    from ultrapixel_jax.sampling.requests import plan, share
 
     config = load_config(options.config) if options.config else None
     made_by: pictures.Run | None = None
@@ -69,8 +69,8 @@ def run(options: Options) -> int:
     mesh = make_mesh(options.mesh) if options.mesh else None
 
     # ── Model ──────────────────────────────────────────────────────────────────────────────────────────
-    from ultrapixel_jax import compilation_cache
-    from ultrapixel_jax.pipeline import Cascade
+    from ultrapixel_jax.compilation import cache as compilation_cache
+    from ultrapixel_jax.sampling.pipeline import Cascade
 
     cascade = Cascade.load(
         options.checkpoint,
@@ -170,7 +170,7 @@ def run(options: Options) -> int:
 def listed(options: Options) -> list[Request]:
     """The requests of the command line and the prompts file, with the settings that were given."""
     from ultrapixel_jax.config import CascadeConfig
-    from ultrapixel_jax.requests import Entry, make_requests, read_prompts
+    from ultrapixel_jax.sampling.requests import Entry, make_requests, read_prompts
 
     entries = [Entry(prompt) for prompt in options.prompts]
     if options.prompts_file is not None:
@@ -201,7 +201,7 @@ def with_settings(requests: Sequence[Request], cascade: Cascade, options: Option
 def from_picture(options: Options, path: Path) -> tuple[Options, list[Request], Any]:
     """Options, request and run that made the picture at `path`; a mesh or batch size given here wins."""
     from ultrapixel_jax.config import check_dtype
-    from ultrapixel_jax.pictures import read_metadata, recorded
+    from ultrapixel_jax.sampling.pictures import read_metadata, recorded
 
     request, made_by = recorded(read_metadata(path))
     options = dataclasses.replace(
@@ -244,7 +244,7 @@ def use_compilation_cache(options: Options) -> Path | None:
     """Turn jax's compilation cache on; returns its directory, None where there is none."""
     if options.no_cache:
         return None
-    from ultrapixel_jax import compilation_cache
+    from ultrapixel_jax.compilation import cache as compilation_cache
 
     path = compilation_cache.use(options.cache_dir)
     if path is None:

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ultrapixel_jax.cli import one_line
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sampling.options import one_line
 from ultrapixel_jax.training.options import parse
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def train(config: TrainConfig) -> int:
     import jax
     import numpy as np
 
-    from ultrapixel_jax import compilation_cache
+    from ultrapixel_jax.compilation import cache as compilation_cache
     from ultrapixel_jax.training import machines
 
     # ── Machines ───────────────────────────────────────────────────────────────────────────────────────
@@ -45,10 +45,10 @@ def train(config: TrainConfig) -> int:
     compilation_cache.use()
     mesh = machines.mesh_of(config.mesh)
 
-    from ultrapixel_jax.compiler import options_to_initialise
+    from ultrapixel_jax.checkpoints.sources import Sources
+    from ultrapixel_jax.compilation.options import options_to_initialise
     from ultrapixel_jax.data.loader import Loader
     from ultrapixel_jax.report import matmul_rate
-    from ultrapixel_jax.sources import Sources
     from ultrapixel_jax.training import state as states
     from ultrapixel_jax.training.checkpoints import RunCheckpoints
     from ultrapixel_jax.training.inputs import Inputs, share_of_batch

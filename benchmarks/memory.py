@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ultrapixel_jax.cli import parse_mesh
 from ultrapixel_jax.data.build import Parser, exit_code
+from ultrapixel_jax.sampling.options import parse_mesh
 from ultrapixel_jax.sizes import Bucket, parse_size
 
 
@@ -26,10 +26,10 @@ def programs(config: Any, bucket: Bucket, mesh: Any) -> dict[str, Any]:
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from ultrapixel_jax import components
     from ultrapixel_jax.diffusion import two_branch
     from ultrapixel_jax.diffusion.sampler import make_table, run_steps
     from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
+    from ultrapixel_jax.models import components
     from ultrapixel_jax.models.guidance import Guidance
     from ultrapixel_jax.models.stage_b import StageB
     from ultrapixel_jax.models.stage_c import StageC
@@ -109,7 +109,7 @@ def run(argv: list[str]) -> None:
     sizes = [parse_size(size) for size in o.sizes]
     import jax
 
-    from ultrapixel_jax.compiler import compiler_options
+    from ultrapixel_jax.compilation.options import compiler_options
     from ultrapixel_jax.config import load_config
     from ultrapixel_jax.sharding import make_mesh
 

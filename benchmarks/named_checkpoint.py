@@ -20,9 +20,9 @@ import numpy as np
 
 from convert.export import released_format, released_shapes
 from convert.files import write_safetensors
+from ultrapixel_jax.checkpoints.named_weights import tensor
+from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
 from ultrapixel_jax.config import CascadeConfig, load_config
-from ultrapixel_jax.named_weights import tensor
-from ultrapixel_jax.tokenizer import BYTE_TOKENIZER
 
 SAMPLING = ("clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer")
 FLOAT32 = ("stage_a", "previewer", "effnet_encoder")

@@ -81,8 +81,9 @@ def build(name: str, config: Any, size: tuple[int, int], dtype: str, torch: bool
     import jax.numpy as jnp
     import numpy as np
 
-    from ultrapixel_jax import components, flops, sizes
+    from ultrapixel_jax import flops, sizes
     from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
+    from ultrapixel_jax.models import components
     from ultrapixel_jax.models.clip_text import ClipText
     from ultrapixel_jax.models.guidance import Guidance
     from ultrapixel_jax.models.stage_a import StageA
@@ -237,7 +238,7 @@ def measure(o: argparse.Namespace, name: str, size: tuple[int, int]) -> dict[str
     import numpy as np
 
     from ultrapixel_jax import report
-    from ultrapixel_jax.compiler import compiler_options
+    from ultrapixel_jax.compilation.options import compiler_options
     from ultrapixel_jax.config import load_config
 
     config = load_config(o.config)
@@ -255,7 +256,7 @@ def measure(o: argparse.Namespace, name: str, size: tuple[int, int]) -> dict[str
     row |= {"latent": f"{case.latent[0]}x{case.latent[1]}", "batch": case.batch}
     options = compiler_options(row["dtype"], name in ("a", "a-tiled", "b"))
     if name == "a-tiled":
-        from ultrapixel_jax.tiling import decode_tiled, halo_for, tile_for_budget
+        from ultrapixel_jax.sampling.tiling import decode_tiled, halo_for, tile_for_budget
 
         halo = halo_for(config.stage_a)
         decode = jax.jit(case.function, compiler_options=options)
@@ -335,7 +336,7 @@ def from_cache(case: Case, options: Any) -> float:
     import jax
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-    from ultrapixel_jax import compilation_cache
+    from ultrapixel_jax.compilation import cache as compilation_cache
 
     with tempfile.TemporaryDirectory() as directory:
         compilation_cache.use(Path(directory))
@@ -357,12 +358,13 @@ def whole_picture(config: Any, size: tuple[int, int], dtype: str, repeat: int) -
     import jax.numpy as jnp
     import numpy as np
 
-    from ultrapixel_jax import components, flops, report
-    from ultrapixel_jax.pipeline import Cascade
+    from ultrapixel_jax import flops, report
+    from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, Tokenizer
+    from ultrapixel_jax.checkpoints.weights import Weights
+    from ultrapixel_jax.models import components
     from ultrapixel_jax.report import Report
-    from ultrapixel_jax.requests import Request
-    from ultrapixel_jax.tokenizer import BYTE_TOKENIZER, Tokenizer
-    from ultrapixel_jax.weights import Weights
+    from ultrapixel_jax.sampling.pipeline import Cascade
+    from ultrapixel_jax.sampling.requests import Request
 
     parts = ["clip_text", "stage_c", "stage_b", "stage_a"] + (["guidance"] if config.guidance else [])
     variables = {

@@ -63,7 +63,7 @@ def measure(repeat: int, work: Path) -> list[Row]:
         rows.append({"what": what, "seconds": statistics.median(times[1:])})
 
     data = work / "data"
-    timed(["-m", "ultrapixel_jax.demo.build", str(data), "--count", "16", "--side", "256"], cache)
+    timed(["-m", "ultrapixel_jax.demo.world.build", str(data), "--count", "16", "--side", "256"], cache)
     picture = ["sample.py", "--prompt", "a lighthouse", "--size", "512x512", "--steps", "1", "--steps-b", "1"]
     picture += ["--config", "configs/tiny.py", "--quiet"]
     step = ["train.py", "configs/train/tiny.py", "--data.path", str(data), "--steps", "1"]

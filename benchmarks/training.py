@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import check_names, in_own_process, table
-from ultrapixel_jax.cli import parse_mesh
 from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax.sampling.options import parse_mesh
 
 HW = tuple[int, int]
 
@@ -69,8 +69,9 @@ def measure(name: str, steps: int, mesh_sizes: dict[str, int] | None, compile_on
     import jax.numpy as jnp
     import numpy as np
 
-    from ultrapixel_jax import components, report
+    from ultrapixel_jax import report
     from ultrapixel_jax.config import load_config
+    from ultrapixel_jax.models import components
     from ultrapixel_jax.sharding import batch_sharding, make_mesh
     from ultrapixel_jax.training import state as states
     from ultrapixel_jax.training.config import TrainConfig

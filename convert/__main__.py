@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from ultrapixel_jax.checkpoints.manifest import MANIFEST
+from ultrapixel_jax.checkpoints.runs import is_run
 from ultrapixel_jax.config import check_dtype, unknown_key
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.manifest import MANIFEST
-from ultrapixel_jax.training.runs import is_run
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert.tokenizer import add_tokenizer
-from ultrapixel_jax.checkpoint import CheckpointWriter
+from ultrapixel_jax.checkpoints.directory import CheckpointWriter
+from ultrapixel_jax.checkpoints.manifest import ComponentInfo
+from ultrapixel_jax.checkpoints.sources import Sources
+from ultrapixel_jax.checkpoints.weights import FLOAT32_ALWAYS
 from ultrapixel_jax.config import to_dict
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.manifest import ComponentInfo
-from ultrapixel_jax.sources import Sources
-from ultrapixel_jax.weights import FLOAT32_ALWAYS
 
 
 def collect(

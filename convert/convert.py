@@ -12,11 +12,11 @@ from convert.apply import import_tensors
 from convert.files import TensorFile, check_finite, find_files
 from convert.formats import Recognised, recognise
 from convert.tokenizer import add_tokenizer
-from ultrapixel_jax.checkpoint import CheckpointWriter, ComponentInfo
-from ultrapixel_jax.components import parameter_count
+from ultrapixel_jax.checkpoints.directory import CheckpointWriter, ComponentInfo
+from ultrapixel_jax.checkpoints.tokenizer import is_tokenizer
 from ultrapixel_jax.config import CascadeConfig, load_config, to_dict
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.tokenizer import is_tokenizer
+from ultrapixel_jax.models.components import parameter_count
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RELEASED_CONFIGS = ("full", "lite", "tiny")

@@ -13,13 +13,13 @@ import numpy as np
 from convert.apply import Step, export_specs, flatten, plan_export
 from convert.files import write_safetensors
 from convert.formats import FORMATS, Format, file_keys
-from ultrapixel_jax import components
-from ultrapixel_jax.checkpoint import read_manifest, restore
-from ultrapixel_jax.components import CONFIGS
+from ultrapixel_jax.checkpoints.directory import read_manifest, restore
+from ultrapixel_jax.checkpoints.manifest import ComponentInfo
+from ultrapixel_jax.checkpoints.runs import RunWeights, is_run
 from ultrapixel_jax.config import from_dict, to_dict
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.manifest import ComponentInfo
-from ultrapixel_jax.training.runs import RunWeights, is_run
+from ultrapixel_jax.models import components
+from ultrapixel_jax.models.components import CONFIGS
 
 FULL_MODEL_FIRST = 64
 """Number of the guidance networks' first list in the released file: stage C's count of GRN layers."""

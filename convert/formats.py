@@ -20,9 +20,9 @@ from convert.tables import (
     stage_b,
     stage_c,
 )
-from ultrapixel_jax import components
 from ultrapixel_jax.config import CascadeConfig
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models import components
 from ultrapixel_jax.models.lora import attention_layers
 
 Rename = Callable[[Sequence[str], Any], dict[str, str]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ultrapixel_jax.checkpoint import CheckpointWriter
-from ultrapixel_jax.tokenizer import FILES, PREPARED, prepared
+from ultrapixel_jax.checkpoints.directory import CheckpointWriter
+from ultrapixel_jax.checkpoints.tokenizer import FILES, PREPARED, prepared
 
 
 def add_tokenizer(writer: CheckpointWriter, directory: Path) -> None:

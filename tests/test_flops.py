@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ultrapixel_jax import components, flops
+from ultrapixel_jax import flops
 from ultrapixel_jax.config import (
     CascadeConfig,
     ClipTextConfig,
@@ -18,7 +18,7 @@ from ultrapixel_jax.config import (
     StageBConfig,
     StageCConfig,
 )
-from ultrapixel_jax.models import blocks, guidance
+from ultrapixel_jax.models import blocks, components, guidance
 from ultrapixel_jax.models.stage_c import PLACES
 
 # Wide enough that what is not counted (norms, activations, softmax) stays small.

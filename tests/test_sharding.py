@@ -8,8 +8,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from convert.apply import flatten
-from ultrapixel_jax import components
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig
+from ultrapixel_jax.models import components
 from ultrapixel_jax.models.scan import stack
 from ultrapixel_jax.sharding import (
     by_examples_and_heads,

@@ -15,9 +15,9 @@ from convert.files import find_files
 from convert.formats import file_keys, lora_order, recognise
 from tests.recordings import MANIFESTS, manifest
 from tests.released import state_dict, write, write_pickle
-from ultrapixel_jax import components
 from ultrapixel_jax.config import CascadeConfig, ClipTextConfig
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models import components
 
 # file: component, layout, variant, parameters (specification §13)
 RELEASED = {

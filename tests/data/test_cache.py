@@ -15,8 +15,10 @@ from PIL import Image
 
 from configs.tiny import config as tiny
 from tests.data.conftest import AREAS, RATIOS
-from ultrapixel_jax import components, named_weights
-from ultrapixel_jax.checkpoint import CheckpointWriter, ComponentInfo
+from ultrapixel_jax.checkpoints import named_weights
+from ultrapixel_jax.checkpoints.directory import CheckpointWriter, ComponentInfo
+from ultrapixel_jax.checkpoints.sources import Sources
+from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, Tokenizer
 from ultrapixel_jax.config import (
     EfficientNetConfig,
     EfficientNetStage,
@@ -30,9 +32,8 @@ from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.data.encode import NAMES
 from ultrapixel_jax.data.loader import Loader
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models import components
 from ultrapixel_jax.models.clip_text import ClipText
-from ultrapixel_jax.sources import Sources
-from ultrapixel_jax.tokenizer import BYTE_TOKENIZER, Tokenizer
 
 BACKBONE = EfficientNetConfig(
     stem=4,

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 import sample
+from ultrapixel_jax.checkpoints.sources import Sources
+from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
+from ultrapixel_jax.checkpoints.weights import DEMO
 from ultrapixel_jax.demo.config import config
-from ultrapixel_jax.demo.detect import Found, detect
-from ultrapixel_jax.sources import Sources
-from ultrapixel_jax.tokenizer import Tokenizer
-from ultrapixel_jax.weights import DEMO
+from ultrapixel_jax.demo.measure.detect import Found, detect
 
 NETWORKS = {"clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer", "effnet_encoder"}
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ultrapixel_jax import pictures
 from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.demo import sheet
-from ultrapixel_jax.requests import Request
+from ultrapixel_jax.sampling import pictures
+from ultrapixel_jax.sampling.requests import Request
 
 RUN = pictures.Run("weights", "config", "float32", 1, {})
 PROMPTS = ("a red circle", "a blue star")

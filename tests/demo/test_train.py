@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from convert.__main__ import parser as convert_parser
-from ultrapixel_jax import components
 from ultrapixel_jax.data import cache
-from ultrapixel_jax.demo import build, train
+from ultrapixel_jax.demo import train
+from ultrapixel_jax.demo.world.scenes import build
+from ultrapixel_jax.models import components
 from ultrapixel_jax.training import options
 from ultrapixel_jax.training.tasks import make_task
 
@@ -39,9 +40,9 @@ def test_every_command_finds_what_it_needs(recipe: Iterator[tuple[str, list[str]
             assert missing <= ({"clip_text"} if config.random_frozen else set()), what
             assert not config.start_from_sources or brought & set(task.trained), what
             networks[config.output] = brought | set(task.trained)
-        elif program == "ultrapixel_jax.demo.words":
+        elif program == "ultrapixel_jax.demo.world.words":
             networks[words[0]] = set()
-        elif program == "ultrapixel_jax.demo.build":
+        elif program == "ultrapixel_jax.demo.world.build":
             pictures.add(build.parser().parse_args(words).output)
         elif program == "ultrapixel_jax.data.cache":
             o = cache.parser().parse_args(words)

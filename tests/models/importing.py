@@ -13,7 +13,7 @@ import numpy as np
 from convert.apply import export_specs, export_tensors, flatten, import_tensors, plan_export, plan_import
 from convert.rows import Row
 from tests.recordings import manifest
-from ultrapixel_jax.named_weights import tensor
+from ultrapixel_jax.checkpoints.named_weights import tensor
 
 
 def variable_specs(module: nn.Module, *inputs) -> dict[str, jax.ShapeDtypeStruct]:

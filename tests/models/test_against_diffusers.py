@@ -11,10 +11,10 @@ from diffusers import StableCascadeUNet
 from benchmarks import torch_models
 from tests.recorded_models import import_component
 from tests.recordings import relative_error
+from ultrapixel_jax.checkpoints.named_weights import tensor
 from ultrapixel_jax.config import LevelConfig, StageBConfig, StageCConfig
 from ultrapixel_jax.models.stage_b import StageB
 from ultrapixel_jax.models.stage_c import StageC
-from ultrapixel_jax.named_weights import tensor
 
 STAGE_C = StageCConfig(
     levels=(LevelConfig(32, 4, 2, 2), LevelConfig(32, 4, 3, 1)),

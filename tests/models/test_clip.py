@@ -22,10 +22,10 @@ from tests.models.importing import (
     variable_specs,
 )
 from tests.recordings import manifest, relative_error
+from ultrapixel_jax.checkpoints.named_weights import state_dict
 from ultrapixel_jax.config import ClipTextConfig, ClipVisionConfig
 from ultrapixel_jax.models.clip_text import ClipText, end_of_text
 from ultrapixel_jax.models.clip_vision import CLIP_MEAN, CLIP_STD, ClipVision, preprocess
-from ultrapixel_jax.named_weights import state_dict
 
 TEXT_TINY = ClipTextConfig(vocab_size=50, width=32, layers=3, heads=4, mlp_width=48, projection=20)
 VISION_TINY = ClipVisionConfig(

@@ -16,9 +16,9 @@ from tests.models.importing import (
 )
 from tests.models.test_effnet_encoder import tiny
 from tests.recordings import manifest, nhwc, relative_error
+from ultrapixel_jax.checkpoints.named_weights import state_dict
 from ultrapixel_jax.config import ControlNetConfig
 from ultrapixel_jax.models.controlnet import ControlNet
-from ultrapixel_jax.named_weights import state_dict
 
 KINDS = ("canny", "inpainting", "super_resolution")
 TABLES = {"canny": RELEASED, "inpainting": RELEASED, "super_resolution": SUPER_RESOLUTION}

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from tests.recordings import relative_error
-from ultrapixel_jax.compiler import compiler_options
+from ultrapixel_jax.compilation.options import compiler_options
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import layers
 from ultrapixel_jax.models.attention import attention

@@ -12,13 +12,13 @@ import pytest
 
 from configs.tiny import config
 from tests.recordings import relative_error
-from ultrapixel_jax import components
-from ultrapixel_jax.compiler import UNOPTIMISED
+from ultrapixel_jax.checkpoints.weights import load_weights
+from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.config import LevelConfig
+from ultrapixel_jax.models import components
 from ultrapixel_jax.models.scan import stack, unstack
 from ultrapixel_jax.models.stage_b import StageB
 from ultrapixel_jax.models.stage_c import StageC
-from ultrapixel_jax.weights import load_weights
 
 LEVELS = (LevelConfig(32, 4, 2, 1), LevelConfig(32, 4, 4, 3))
 STAGE_C = dataclasses.replace(config.stage_c, levels=LEVELS)

@@ -19,9 +19,9 @@ from tests.models.importing import (
     variable_specs,
 )
 from tests.recordings import nhwc, relative_error
+from ultrapixel_jax.checkpoints.named_weights import state_dict
 from ultrapixel_jax.config import StageAConfig
 from ultrapixel_jax.models.stage_a import StageA, nearest_entries
-from ultrapixel_jax.named_weights import state_dict
 
 TINY = StageAConfig(c_hidden=8, bottleneck_blocks=2, codebook_size=16)
 

@@ -14,13 +14,12 @@ from configs.tiny import config as tiny
 from tests import recorded_models
 from tests.recordings import nhwc, relative_error
 from tests.released import state_dict
-from ultrapixel_jax import components
+from ultrapixel_jax.checkpoints.named_weights import tensor
 from ultrapixel_jax.config import LoraConfig
-from ultrapixel_jax.models import lora
+from ultrapixel_jax.models import components, lora
 from ultrapixel_jax.models.embeddings import sinusoidal
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.stage_c import PLACES, StageC
-from ultrapixel_jax.named_weights import tensor
 
 TOLERANCE = 1e-4
 

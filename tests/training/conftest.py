@@ -10,7 +10,7 @@ import pytest
 
 import train
 from tests.training.tiny_run import Launcher, only_line, write_latents
-from ultrapixel_jax import compilation_cache
+from ultrapixel_jax.compilation import cache as compilation_cache
 
 
 @pytest.fixture(scope="session")

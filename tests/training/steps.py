@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from configs.tiny import config as tiny
-from ultrapixel_jax.compiler import UNOPTIMISED
+from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.config import OptimizerConfig, TrainConfig

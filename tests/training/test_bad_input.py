@@ -21,7 +21,7 @@ from tests.training.tiny_run import (
     trained,
     write_latents,
 )
-from ultrapixel_jax.training.runs import CHECKPOINTS, CONFIG
+from ultrapixel_jax.checkpoints.runs import CHECKPOINTS, CONFIG
 
 Refusal = Callable[..., str]
 MESH = ("--mesh.data", "4", "--mesh.tensor", "2")

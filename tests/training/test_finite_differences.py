@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.training.steps import config_of, latents, rows_of, start, with_
-from ultrapixel_jax import components
-from ultrapixel_jax.compiler import UNOPTIMISED
+from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.config import GuidanceConfig
 from ultrapixel_jax.diffusion import loss as objective
+from ultrapixel_jax.models import components
 from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask
 from ultrapixel_jax.training.tasks.base import Task
 

@@ -12,9 +12,9 @@ import torch
 from tests.models.test_against_diffusers import STAGE_C, nchw, numpy_state, unet
 from tests.recorded_models import import_component
 from tests.training.steps import config_of, gradient, latents, rows_of, with_
-from ultrapixel_jax import components
 from ultrapixel_jax.config import CascadeConfig
 from ultrapixel_jax.diffusion import schedule
+from ultrapixel_jax.models import components
 from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask, StageCTask
 from ultrapixel_jax.training.tasks.base import draw_logsnr, keys_of, normal
 

@@ -25,11 +25,11 @@ from tests.training.tiny_run import (
     trained,
     write_latents,
 )
+from ultrapixel_jax.checkpoints.runs import CHECKPOINTS, CONFIG
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.data.loader import Loader
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.training.log import check_finite
-from ultrapixel_jax.training.runs import CHECKPOINTS, CONFIG
 
 MESH = ("--mesh.data", "4", "--mesh.tensor", "2")
 """For the devices of the test's own process."""

@@ -11,14 +11,15 @@ import pytest
 
 from configs.tiny import config as tiny
 from tests.training.steps import config_of, latents, start
-from ultrapixel_jax import components
-from ultrapixel_jax.compiler import UNOPTIMISED
+from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
+from ultrapixel_jax.checkpoints.weights import load_weights
+from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.config import LevelConfig, StageBConfig
 from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.models import components
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.sharding import make_mesh
-from ultrapixel_jax.tokenizer import BYTE_TOKENIZER
 from ultrapixel_jax.training.config import (
     GuidanceTask,
     OptimizerConfig,
@@ -33,7 +34,6 @@ from ultrapixel_jax.training.tasks import make_task
 from ultrapixel_jax.training.tasks.stage_a import random_crop
 from ultrapixel_jax.training.tasks.stage_b import PYRAMID_DECAY, keys_of_draws, pyramid_noise
 from ultrapixel_jax.training.tasks.text import project
-from ultrapixel_jax.weights import load_weights
 
 STAGE_B = StageBConfig(
     levels=(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.training.steps import config_of, latents, start, with_
-from ultrapixel_jax import components
+from ultrapixel_jax.models import components
 from ultrapixel_jax.training.config import GuidanceTask, LoraTask, StageCTask
 from ultrapixel_jax.training.optimizer import make_optimizer
 

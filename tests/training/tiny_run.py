@@ -20,10 +20,10 @@ import numpy as np
 from etils import epath
 
 from configs.tiny import config as tiny
+from ultrapixel_jax.checkpoints.runs import CHECKPOINTS, RunWeights
 from ultrapixel_jax.data import records
 from ultrapixel_jax.data.loader import EMPTY_PROMPT
 from ultrapixel_jax.training.log import METRICS
-from ultrapixel_jax.training.runs import CHECKPOINTS, RunWeights
 
 stage_c = tiny.stage_c
 ROOT = Path(__file__).resolve().parent.parent.parent

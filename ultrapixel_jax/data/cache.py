@@ -189,8 +189,8 @@ def run(argv: Sequence[str] | None) -> None:
         path=o.dataset, areas=tuple(o.areas), ratios=tuple(o.ratios), seed=o.seed, batch_size=o.batch_size,
         lr_resize=o.lr_resize, lr_side=o.lr_side,
     )  # fmt: skip
+    from ultrapixel_jax.checkpoints.sources import Sources
     from ultrapixel_jax.data.encode import load_encoders
-    from ultrapixel_jax.sources import Sources
 
     sources = Sources(o.checkpoint)
     encoders = load_encoders(sources, o.dtype, tuple(o.without))

@@ -13,13 +13,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
-from ultrapixel_jax import components
+from ultrapixel_jax.checkpoints.sources import Sources
+from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
+from ultrapixel_jax.checkpoints.weights import consistent
 from ultrapixel_jax.config import CascadeConfig
+from ultrapixel_jax.models import components
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.models.clip_vision import preprocess
-from ultrapixel_jax.sources import Sources
-from ultrapixel_jax.tokenizer import Tokenizer
-from ultrapixel_jax.weights import consistent
 
 NAMES = ("effnet_encoder", "clip_text", "clip_vision")
 """The encoders."""

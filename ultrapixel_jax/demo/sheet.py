@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ultrapixel_jax.data.build import Parser, exit_code, whole
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.pictures import load_pixels, read_metadata, recorded
+from ultrapixel_jax.sampling.pictures import load_pixels, read_metadata, recorded
 
 GAP = 4
 """Pixels between pictures."""

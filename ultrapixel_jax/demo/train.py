@@ -50,14 +50,14 @@ def commands(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Ite
 
     def draw(name: str, count: int, *more: object) -> list[str]:
         count = max(FEWEST[name], round(scale * count))
-        return module("ultrapixel_jax.demo.build", at(name), "--count", count, "--seed", seed, *more)
+        return module("ultrapixel_jax.demo.world.build", at(name), "--count", count, "--seed", seed, *more)
 
     def cache(data: str, latents: str, sources: Sequence[str], *more: object) -> list[str]:
         names = [at(data), *map(at, sources), at(latents)]
         more = ("--ratios", "1/1", "--batch-size", 16, *more)
         return module("ultrapixel_jax.data.cache", *names, *more)
 
-    yield "the tokenizer", module("ultrapixel_jax.demo.words", at("words"))
+    yield "the tokenizer", module("ultrapixel_jax.demo.world.words", at("words"))
     # The encoder sees 3/4 of a picture's side: 9×9 positions for the base size of 384².
     yield "views", draw("views", VIEWS, "--side", 288, 288, 576, 1152, "--tile", 288)
     yield "the EffNet encoder and the previewer", train("previewer", "encoder", "views", ["words"])

@@ -18,12 +18,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
-from ultrapixel_jax import orbax_log
+from ultrapixel_jax.checkpoints import orbax_log
+from ultrapixel_jax.checkpoints.checksum import checksum
+from ultrapixel_jax.checkpoints.runs import CHECKPOINTS, CONFIG, check_sum, config_to_json, one_error
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.training.checksum import checksum
 from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, differences
-from ultrapixel_jax.training.runs import CHECKPOINTS, CONFIG, check_sum, config_to_json, one_error
 from ultrapixel_jax.training.state import TrainState
 
 orbax_log.quiet()

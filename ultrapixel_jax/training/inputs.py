@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sharding import batch_multiple, batch_sharding
-from ultrapixel_jax.tokenizer import Tokenizer
 from ultrapixel_jax.training.tasks.base import Task
 
 CACHED = ("latent", "latent_lr", "text_states", "text_pooled", "image_vector")

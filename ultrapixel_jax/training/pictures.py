@@ -14,6 +14,9 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
+from ultrapixel_jax.checkpoints.sources import Sources
+from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
+from ultrapixel_jax.checkpoints.weights import Weights, from_sources
 from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
@@ -22,9 +25,10 @@ from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.models.previewer import Previewer
 from ultrapixel_jax.models.scan import unstack
 from ultrapixel_jax.models.stage_a import StageA
-from ultrapixel_jax.pipeline import Cascade, fetch
 from ultrapixel_jax.report import Report
-from ultrapixel_jax.requests import Request
+from ultrapixel_jax.sampling.pipeline import Cascade, fetch
+from ultrapixel_jax.sampling.requests import Request
+from ultrapixel_jax.sampling.tiling import to_uint8
 from ultrapixel_jax.sharding import batch_multiple
 from ultrapixel_jax.sizes import (
     LR_SIDE,
@@ -34,15 +38,11 @@ from ultrapixel_jax.sizes import (
     stage_b_latent,
     stage_c_latent,
 )
-from ultrapixel_jax.sources import Sources
-from ultrapixel_jax.tiling import to_uint8
-from ultrapixel_jax.tokenizer import Tokenizer
 from ultrapixel_jax.training import config as cfg
 from ultrapixel_jax.training.checkpoints import disk_errors
 from ultrapixel_jax.training.log import Log
 from ultrapixel_jax.training.state import TrainState
 from ultrapixel_jax.training.tasks.base import SCANNABLE, Task
-from ultrapixel_jax.weights import Weights, from_sources
 
 Pictures = Callable[[TrainState, Mapping[str, Any], Mapping[str, Any]], UInt8[np.ndarray, "n h w 3"]]
 """(state, frozen variables, a batch of the loader) to pictures."""

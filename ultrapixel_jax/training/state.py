@@ -13,9 +13,9 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt32
 
+from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.diffusion.loss import BUCKETS, AdaptiveState, adaptive_init
 from ultrapixel_jax.sharding import parameter_sharding
-from ultrapixel_jax.sources import Sources
 from ultrapixel_jax.training.tasks.base import Task, Variables
 
 

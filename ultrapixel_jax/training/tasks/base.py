@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ultrapixel_jax import components
 from ultrapixel_jax.diffusion import loss as objective
 from ultrapixel_jax.diffusion import schedule
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.models import scan
+from ultrapixel_jax.models import components, scan
 from ultrapixel_jax.sizes import HW
 from ultrapixel_jax.training.config import DiffusionTraining, TrainConfig
 

@@ -1,0 +1,51 @@
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from ultrapixel_jax.checkpoints import directory  # noqa: F401 - silences it
+
+
+def fails_in(file: str) -> Callable[[], Awaitable[None]]:
+    """A coroutine function defined in `file`."""
+    names: dict[str, Any] = {}
+    exec(compile("async def save():\n    raise ValueError('no space')", file, "exec"), names)
+    return names["save"]
+
+
+def forget(save: Callable[[], Awaitable[None]]) -> None:
+    """Lets a task fail whose exception nobody retrieves."""
+
+    async def start() -> None:
+        task = asyncio.ensure_future(save())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert task.done()
+
+    asyncio.run(start())
+    gc.collect()
+
+
+def test_a_failed_save_is_not_logged_beside_its_error(caplog: pytest.LogCaptureFixture) -> None:
+    forget(fails_in("/site-packages/orbax/checkpoint/_src/serialization/serialization.py"))
+    assert caplog.text == ""
+    forget(fails_in("/home/someone/own.py"))
+    assert "never retrieved" in caplog.text
+
+
+def test_nor_is_one_of_its_storage_library(caplog: pytest.LogCaptureFixture) -> None:
+    def forgotten(file: str) -> None:
+        async def fail() -> None:
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(ValueError(f"Error writing '{file}': No space left on device"))
+            del future
+            gc.collect()
+
+        asyncio.run(fail())
+
+    forgotten("/runs/3.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp/d/5be4")
+    assert caplog.text == ""
+    forgotten("/home/someone/own")
+    assert "never retrieved" in caplog.text

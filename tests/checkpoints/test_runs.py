@@ -1,0 +1,134 @@
+"""What a run has trained leaves it: to the released layout, to a checkpoint, to another run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import convert.__main__ as convert
+from tests.training.steps import config_of, with_
+from ultrapixel_jax.checkpoints.directory import restore
+from ultrapixel_jax.checkpoints.runs import RunWeights
+from ultrapixel_jax.checkpoints.sources import Sources
+from ultrapixel_jax.config import DiffusionConfig
+from ultrapixel_jax.training import state as states
+from ultrapixel_jax.training.checkpoints import RunCheckpoints
+from ultrapixel_jax.training.config import GuidanceTask, OptimizerConfig, StageCTask
+from ultrapixel_jax.training.optimizer import make_optimizer
+from ultrapixel_jax.training.tasks import make_task
+
+
+def make_run(directory: Path, task: Any, **changes: Any) -> tuple[Path, dict[str, Any]]:
+    """A run with a checkpoint, in which average and parameters differ; its average, unstacked."""
+    config = with_(config_of(task), output=str(directory), **changes)
+    config = with_(config, optimizer=OptimizerConfig(ema_decay=0.9))
+    trainer = make_task(config)
+    state = jax.jit(states.creator(trainer, make_optimizer(config.optimizer, 10)))({})
+    random = np.random.default_rng(0)
+    state = state._replace(
+        step=np.int32(3),
+        params=jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), state.params),
+        ema=jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), state.ema),
+    )
+    checkpoints = RunCheckpoints(config.output, config.checkpoints)
+    checkpoints.describe(config)
+    with checkpoints:
+        checkpoints.save(jax.tree.map(jax.numpy.asarray, state), {"step": 3})
+    return directory, state.ema
+
+
+@pytest.fixture(scope="module")
+def guidance(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    return make_run(tmp_path_factory.mktemp("guidance") / "run", GuidanceTask(), random_frozen=True)
+
+
+def equal(found: Any, expected: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_export_goes_to_the_released_layout_and_back(guidance, tmp_path: Path) -> None:
+    run, ema = guidance
+    assert convert.main(["--export", str(run), str(tmp_path / "released")]) == 0
+    file = tmp_path / "released" / "guidance.safetensors"
+    arguments = [str(file), str(tmp_path / "back"), "--config", "configs/tiny.py"]
+    assert convert.main(arguments) == 0
+    equal(restore(tmp_path / "back", "guidance")["params"], ema["guidance"])
+
+
+def test_export_names_what_a_run_trains(guidance, tmp_path: Path, capsys) -> None:
+    arguments = ["--export", str(guidance[0]), str(tmp_path / "released"), "--component", "stage_c"]
+    assert convert.main(arguments) == 2
+    assert "no component 'stage_c'; it has guidance" in capsys.readouterr().err
+    assert not (tmp_path / "released").exists()
+
+
+def test_runs_become_one_checkpoint(guidance, tmp_path: Path) -> None:
+    stage_c, average = make_run(tmp_path / "stage_c", StageCTask(train_text_encoder=True), scanned=True)
+    output = tmp_path / "checkpoint"
+    options = ["--dtype", "bfloat16", "--compress"]
+    assert convert.main([str(stage_c), str(guidance[0]), str(output), *options]) == 0
+    sources = Sources([output])
+    assert set(sources.entries) == {"stage_c", "clip_text", "guidance"}
+    found = restore(output, "guidance")["params"]
+    assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype("bfloat16")}
+    equal(found, jax.tree.map(lambda x: x.astype("bfloat16"), guidance[1]["guidance"]))
+    text = restore(output, "clip_text", dtype=np.float32)["params"]
+    equal(text, jax.tree.map(lambda x: x.astype("bfloat16").astype(np.float32), average["clip_text"]))
+    assert (output / "tokenizer" / "vocab.json").is_file()
+
+
+def test_mantissas_rounded_where_runs_are_gathered(guidance, tmp_path: Path, capsys) -> None:
+    sizes = []
+    for i, bits in enumerate(([], ["--mantissa-bits", "3"])):
+        output = tmp_path / str(i)
+        options = [str(guidance[0]), str(output), "--dtype", "bfloat16", "--compress", *bits]
+        assert convert.main(options) == 0
+        sizes.append(sum(p.stat().st_size for p in (output / "guidance").rglob("*") if p.is_file()))
+    assert sizes[1] < sizes[0]
+    exact = restore(tmp_path / "0", "guidance", dtype=np.float32)["params"]
+    coarse = restore(tmp_path / "1", "guidance", dtype=np.float32)["params"]
+    for found, wanted in zip(jax.tree.leaves(coarse), jax.tree.leaves(exact)):
+        assert (np.abs(found - wanted) <= np.abs(wanted) / 2**4).all()
+        assert (np.rint(np.frexp(found)[0] * 2**4) == np.frexp(found)[0] * 2**4).all()
+    for options, message in (
+        ([str(guidance[0]), str(tmp_path / "2"), "--mantissa-bits", "24"], "24 is outside 0 to 23"),
+        (["--export", str(guidance[0]), str(tmp_path / "2"), "--mantissa-bits", "3"], "is for gathering"),
+    ):
+        assert convert.main(options) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "2").exists()
+
+
+def test_a_checkpoint_of_runs_is_sampled_as_they_are(tmp_path: Path) -> None:
+    model = config_of(StageCTask()).model
+    sampling = DiffusionConfig(steps=3, schedule="stable_diffusion", shift=2.0)
+    model = dataclasses.replace(model, sampling_b=sampling)
+    run, _ = make_run(tmp_path / "run", StageCTask(), model=model)
+    for source, output in ((run, tmp_path / "once"), (tmp_path / "once", tmp_path / "twice")):
+        assert convert.main([str(source), str(output)]) == 0
+        assert Sources([output]).sampling == {"sampling_c": model.sampling_c, "sampling_b": sampling}
+
+
+def test_average_or_parameters(guidance) -> None:
+    weights = RunWeights.open(guidance[0])
+    equal(weights.restore()["guidance"]["params"], guidance[1]["guidance"])
+    plain = weights.restore(ema=False)["guidance"]["params"]
+    first = jax.tree.leaves(plain)[0]
+    assert (np.asarray(first) != np.asarray(jax.tree.leaves(guidance[1])[0])).any()
+
+
+def test_what_a_run_brings_along_replaces_nothing_that_a_source_itself_has(tmp_path: Path) -> None:
+    older, _ = make_run(tmp_path / "older", StageCTask(train_text_encoder=True))
+    newer, _ = make_run(tmp_path / "newer", StageCTask())
+    brings, _ = make_run(tmp_path / "brings", GuidanceTask(), sources=(str(older),))
+
+    def origins(*sources: Path) -> dict[str, str]:
+        return {name: Path(entry.origin).name for name, entry in Sources(sources).entries.items()}
+
+    assert origins(brings) == {"clip_text": "older", "stage_c": "older", "guidance": "brings"}
+    expected = {"clip_text": "older", "stage_c": "newer", "guidance": "brings"}
+    assert origins(newer, brings) == origins(brings, newer) == expected
+    assert origins(newer, older)["stage_c"] == "older"  # of two that have it themselves, the later one

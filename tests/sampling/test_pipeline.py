@@ -1,0 +1,159 @@
+"""The cascade as a whole, with weights made from names: batches, meshes, compilations."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs.tiny import config
+from tests.recordings import relative_error
+from ultrapixel_jax.compilation.program import Program
+from ultrapixel_jax.config import DiffusionConfig
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sampling.pipeline import Cascade
+from ultrapixel_jax.sampling.requests import Request
+from ultrapixel_jax.sharding import make_mesh
+
+STAGE_C = DiffusionConfig(steps=2)
+STAGE_B = DiffusionConfig(steps=1, cfg=1.1)
+LATENTS = ("stage_c_low", "stage_c", "stage_b")
+
+
+def request(prompt: str, seed: int, height: int = 320, width: int = 384) -> Request:
+    return Request(prompt, "blurry", seed, height, width, STAGE_C, STAGE_B)
+
+
+A, B, C = request("a red circle", 1), request("a blue square", 2), request("a third thing", 2**32 - 1)
+
+
+def make(cascade: Cascade, *requests: Request, batch_size: int = 1, **kwargs):
+    kwargs = {"preview": False, **kwargs}
+    return cascade.generate(requests, bucket=requests[0].bucket, batch_size=batch_size, **kwargs)
+
+
+def compilations(cascade: Cascade) -> int:
+    return sum(p.compilations for p in vars(cascade).values() if isinstance(p, Program))
+
+
+@pytest.fixture(scope="module")
+def cascade() -> Cascade:
+    return Cascade.load(None, config=config)
+
+
+@pytest.fixture(scope="module")
+def alone(cascade):
+    return make(cascade, A)[0]
+
+
+def test_picture_has_the_size_asked_for_and_is_not_flat(cascade, alone):
+    assert alone.image.shape == (320, 384, 3) and alone.image.dtype == np.uint8
+    assert alone.image.std() > 1
+    odd = request("a red circle", 1, 315, 380)  # the bucket of 320×384
+    assert odd.bucket == A.bucket
+    image = make(cascade, odd)[0].image
+    np.testing.assert_array_equal(image, alone.image[:315, :380])
+
+
+def test_neighbours_and_place_in_the_batch_change_nothing(cascade, alone):
+    first = make(cascade, A, B, batch_size=2)
+    second = make(cascade, C, A, batch_size=2)
+    padded = make(cascade, A, batch_size=2)
+    assert len(padded) == 1
+    for name in LATENTS:
+        assert relative_error(first[0].latents[name], second[1].latents[name]) < 1e-4  # another place
+        np.testing.assert_array_equal(first[0].latents[name], padded[0].latents[name])
+        assert relative_error(first[0].latents[name], alone.latents[name]) < 1e-3
+    assert np.abs(first[0].image.astype(int) - second[1].image).max() <= 1
+    assert not np.array_equal(first[0].image, first[1].image)
+
+
+def test_seed_prompt_and_negative_prompt_matter(cascade, alone):
+    for other in (
+        dataclasses.replace(A, seed=3),
+        dataclasses.replace(A, prompt="a red circlf"),
+        dataclasses.replace(A, negative_prompt=""),
+    ):
+        assert not np.array_equal(make(cascade, other)[0].latents["stage_c"], alone.latents["stage_c"])
+
+
+def test_progress_changes_no_bit(cascade, alone):
+    calls = []
+    shown = make(cascade, A, progress=lambda *args: calls.append(args))[0]
+    np.testing.assert_array_equal(shown.image, alone.image)
+    assert calls[0] == ("C low", 0, 2) and calls[-1] == ("B", 1, 1)
+
+
+def test_only_a_new_bucket_compiles(cascade, alone):
+    before = compilations(cascade)
+    settings = DiffusionConfig(
+        steps=5, cfg=2.0, shift=2.0, sampler="ddim", schedule="edm", eta=0.3, cfg_rescale=0.1
+    )
+    changed = dataclasses.replace(A, stage_c=settings, stage_b=settings, seed=9)
+    make(cascade, changed)
+    make(cascade, request("another", 5, 315, 380))
+    assert compilations(cascade) == before
+    make(cascade, request("taller", 5, 512, 384))
+    assert compilations(cascade) > before
+
+
+def test_a_weight_of_1_in_the_hr_pass_leaves_out_its_unconditional_half(cascade):
+    def latent(cfg_hr: float, *requests: Request) -> np.ndarray:
+        settings = dataclasses.replace(A.stage_c, cfg_hr=cfg_hr)
+        changed = [dataclasses.replace(r, stage_c=settings) for r in requests]
+        return make(cascade, *changed, batch_size=2)[0].latents["stage_c"]
+
+    expected = latent(1 + 1e-6, A, B)
+    before = compilations(cascade)
+    assert relative_error(latent(1.0, A, B), expected) < 1e-3
+    assert compilations(cascade) == before + 1
+    assert relative_error(latent(1.0, A), expected) < 1e-3
+
+
+def test_without_guidance_and_with_the_ablations(cascade, alone):
+    guidance = config.guidance
+    changes = {
+        "off": None,
+        "synchronized": dataclasses.replace(guidance, timestep="synchronized"),
+        "t = 1": dataclasses.replace(guidance, timestep=1.0),
+        "bilinear": dataclasses.replace(guidance, upsampler="bilinear_conv"),
+        "no scale": dataclasses.replace(guidance, scale_aware_norm=False),
+    }
+    for name, changed in changes.items():
+        model = Cascade.load(None, config=dataclasses.replace(config, guidance=changed), preview=True)
+        result = make(model, A, preview=True)[0]
+        assert result.image.ndim == 3, name
+        assert ("stage_c_low" in result.latents) == (name != "off")
+        assert not np.array_equal(result.latents["stage_c"], alone.latents["stage_c"]), name
+
+
+def test_bfloat16(alone):
+    model = Cascade.load(None, config=config, dtype="bfloat16", preview=True)
+    result = make(model, A, preview=True)[0]
+    kernels = [x.dtype for x in jax.tree.leaves(model._variables["stage_c"])]
+    assert set(kernels) == {np.dtype("bfloat16")}
+    assert relative_error(result.latents["stage_c"], alone.latents["stage_c"]) < 0.2
+
+
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "tensor": 4}])
+def test_mesh_gives_the_single_device_picture(cascade, axes):
+    mesh = make_mesh(axes)
+    requests = request("a red circle", 1, 256, 256), request("a blue square", 2, 256, 256)
+    expected = make(cascade, *requests, batch_size=8)
+    model = Cascade.load(None, config=config, mesh=mesh)
+    split = [x for x in jax.tree.leaves(model._variables["stage_c"]) if not x.is_fully_replicated]
+    assert bool(split) == (axes.get("fsdp", 1) * axes.get("tensor", 1) > 1)
+    found = make(model, *requests, batch_size=8)
+    for one, other in zip(found, expected, strict=True):
+        for name in LATENTS:
+            assert relative_error(one.latents[name], other.latents[name]) < 1e-3
+        assert (np.abs(one.image.astype(int) - other.image) > 2).mean() < 1e-3
+
+
+def test_mesh_that_does_not_fit():
+    with pytest.raises(UserError, match="needs 6 devices, but there are 8"):
+        make_mesh({"data": 3, "tensor": 2})
+    with pytest.raises(UserError, match="axis 'model' is not known"):
+        make_mesh({"model": 8})

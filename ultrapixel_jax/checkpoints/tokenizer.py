@@ -1,0 +1,103 @@
+"""Prompts to token ids, with the tokenizer that lies in a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int32
+
+from ultrapixel_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+BYTE_TOKENIZER = Path(__file__).parent.parent / "assets" / "byte_tokenizer"
+"""CLIP's byte-level alphabet without merges: 514 tokens, for small models trained from nothing."""
+PREPARED = "prepared.json"
+"""The whole tokenizer, as the library under transformers saves it: read without importing transformers."""
+FILES = (
+    "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", PREPARED
+)  # fmt: skip
+"""What a tokenizer consists of, on disk; not all of them need be there."""
+
+
+def is_tokenizer(directory: str | os.PathLike[str]) -> bool:
+    """Whether `directory` holds a tokenizer's files."""
+    files = Path(directory)
+    return (files / "tokenizer.json").is_file() or all(
+        (files / name).is_file() for name in ("vocab.json", "merges.txt")
+    )
+
+
+class Tokenizer:
+    """CLIP's tokenizer from a directory with `tokenizer.json`, or `vocab.json` and `merges.txt`."""
+
+    def __init__(self, directory: str | Path, length: int = 77) -> None:
+        directory = Path(directory)
+        if not is_tokenizer(directory):
+            raise UserError(
+                f"no tokenizer in {directory}: it needs tokenizer.json, or vocab.json and merges.txt "
+                "(they lie beside CLIP's weights); convert again with them in the source directory"
+            )
+        ready = directory / PREPARED
+        self._backend = _from_file(ready) if ready.is_file() else _from_transformers(directory)
+        self._backend.enable_padding(**{**(self._backend.padding or {}), "length": length})
+        self._backend.enable_truncation(length)
+        self.length = length
+        """Tokens per prompt, after padding and truncation."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self._backend.get_vocab_size()
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Int32[np.ndarray, "b n"], Int32[np.ndarray, "b n"]]:
+        """Ids and mask (1 for tokens, 0 for padding), padded and truncated to `length`."""
+        encodings = self._backend.encode_batch(list(prompts))
+        ids = np.asarray([encoding.ids for encoding in encodings], np.int32)
+        mask = np.asarray([encoding.attention_mask for encoding in encodings], np.int32)
+        return ids.reshape(-1, self.length), mask.reshape(-1, self.length)
+
+    def truncated(self, prompt: str) -> str | None:
+        """The part of `prompt` that is cut off, None if it fits; start and end take two tokens."""
+        rest = self._backend.encode(prompt).overflowing
+        if not rest:
+            return None
+        first = rest[0].special_tokens_mask.index(0)
+        return prompt[rest[0].offsets[first][0] :]
+
+
+def prepared(directory: Path) -> str:
+    """The contents of `prepared.json` for the tokenizer in `directory`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _from_transformers(directory).to_str()
+
+
+def _from_file(path: Path) -> Backend:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return Backend.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"the tokenizer {path} cannot be read: {error}; convert again") from error
+
+
+def _from_transformers(directory: Path) -> Backend:
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(directory))
+    except Exception as error:
+        raise UserError(f"the tokenizer in {directory} cannot be read: {error}") from error
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+    return backend

@@ -1,0 +1,153 @@
+"""What sampling loads: configuration and variables, from a checkpoint, the demo, or made from names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ultrapixel_jax.checkpoints import named_weights
+from ultrapixel_jax.checkpoints.sources import Sources
+from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
+from ultrapixel_jax.config import CascadeConfig
+from ultrapixel_jax.models import components, lora
+from ultrapixel_jax.sharding import parameter_sharding
+
+DEMO = Path(__file__).parent.parent / "assets" / "demo"
+"""The checkpoint that comes with the package: the demo cascade (docs/demo.md)."""
+FLOAT32_ALWAYS = ("stage_a", "previewer")
+"""Components that are kept in float32: bfloat16 has fewer values in [0, 1] than a byte."""
+
+
+@dataclasses.dataclass
+class Weights:
+    """A loaded model."""
+
+    config: CascadeConfig
+    identity: str
+    """Tells two models apart; stored in pictures."""
+    tokenizer: Path
+    """Directory with the tokenizer's files."""
+    variables: dict[str, Any]
+    """By component."""
+
+
+def load_weights(
+    checkpoint: Path | None,
+    config: CascadeConfig | None,
+    *,
+    dtype: str,
+    mesh: jax.sharding.Mesh | None,
+    preview: bool,
+    ema: bool = True,
+) -> Weights:
+    """Load what sampling needs, straight onto the devices.
+
+    Args:
+        checkpoint: directory written by conversion, or that of a training run; None for the demo, or
+            with a `config` for weights made from the names of its parameters.
+        config: what to use instead of the checkpoint's own configuration, where weights allow.
+        dtype: of the weights, but for `FLOAT32_ALWAYS`.
+        mesh: devices to spread over.
+        preview: the previewer instead of stages B and A.
+        ema: of a training run, the moving average of its parameters.
+
+    Raises:
+        UserError: a component is missing, damaged, or of another size than `config` says.
+    """
+    wanted = ["clip_text", "stage_c", "guidance", *(["previewer"] if preview else ["stage_b", "stage_a"])]
+    if checkpoint is None and config is not None:
+        return _untrained(config, wanted, dtype, mesh)
+    checkpoint = checkpoint or DEMO
+    sources = Sources([checkpoint], ema=ema, traced=True)
+    return from_sources(sources, config, wanted, what=f"sampling from {checkpoint}", dtype=dtype, mesh=mesh)
+
+
+def from_sources(
+    sources: Sources,
+    config: CascadeConfig | None,
+    wanted: Sequence[str],
+    *,
+    what: str,
+    dtype: str,
+    mesh: jax.sharding.Mesh | None,
+) -> Weights:
+    """The networks `wanted` of `sources`; `guidance` may be missing, and LoRA is added where there is one."""
+    cascade = _configuration(sources, config, wanted, what)
+    place = None if mesh is None else lambda path, struct: parameter_sharding(path, struct.shape, mesh)
+    variables = {
+        name: sources.load(name, getattr(cascade, name), dtype=_dtype(name, dtype), place=place)
+        for name in wanted
+        if getattr(cascade, name) is not None
+    }
+    if "stage_c" in variables and "lora" in sources.entries:
+        variables["stage_c"] = lora.merge(variables["stage_c"], sources.load("lora", cascade.lora))
+    return Weights(cascade, sources.identity, sources.tokenizer, variables)
+
+
+def _configuration(
+    sources: Sources, given: CascadeConfig | None, wanted: Sequence[str], what: str
+) -> CascadeConfig:
+    """The sources' configuration, or the given one."""
+    found = {name: entry.config for name, entry in sources.entries.items()}
+    guided = "guidance" in found if given is None else given.guidance is not None
+    sources.require([name for name in wanted if name != "guidance" or (given and guided)], what)
+    if given is not None:
+        return given
+    base = sources.config or CascadeConfig()
+    parts = {"guidance": found.get("guidance"), **consistent(found, base), **sources.sampling}
+    return dataclasses.replace(base, **parts)
+
+
+def consistent(found: Mapping[str, Any], base: CascadeConfig) -> dict[str, Any]:
+    """Configurations of networks by name, with those of absent ones, from `base`, of the widths that fit."""
+    c = found.get("stage_c", base.stage_c)
+    fitting = {
+        "stage_b": {"c_effnet": c.c_latent, "c_clip": c.c_clip_text_pooled},
+        "clip_text": {"width": c.c_clip_text, "projection": c.c_clip_text_pooled},
+        "clip_vision": {"projection": c.c_clip_img},
+    }
+    absent = {
+        name: dataclasses.replace(getattr(base, name), **widths)
+        for name, widths in fitting.items()
+        if name not in found
+    }
+    return {**found, **absent}
+
+
+def _dtype(name: str, dtype: str) -> Any:
+    return jnp.float32 if name in FLOAT32_ALWAYS else jnp.dtype(dtype)
+
+
+def _untrained(
+    config: CascadeConfig, wanted: Sequence[str], dtype: str, mesh: jax.sharding.Mesh | None
+) -> Weights:
+    """Weights made from the names of parameters: the same everywhere, and trained on nothing."""
+    variables = {}
+    for name in wanted:
+        if getattr(config, name) is None:
+            continue
+
+        def make(path: Any, struct: Any, name: str = name) -> jax.Array:
+            keys = [str(k.key) for k in path]
+            array = _named(f"{name}/{'/'.join(keys)}", struct.shape).astype(_dtype(name, dtype))
+            if mesh is None:
+                return jnp.asarray(array)
+            return jax.device_put(array, parameter_sharding("/".join(keys), struct.shape, mesh))
+
+        abstract = components.abstract(name, getattr(config, name))
+        variables[name] = jax.tree_util.tree_map_with_path(make, abstract)
+    return Weights(config, "untrained", BYTE_TOKENIZER, variables)
+
+
+def _named(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """`named_weights.tensor` for a path of ours: its scale rule knows torch's order of axes and names."""
+    key = path.replace("/", ".").replace(".scale", ".weight")
+    if path.endswith("/var"):
+        key = key.removesuffix("var") + "running_var"
+    return named_weights.tensor(key, shape[::-1]).T

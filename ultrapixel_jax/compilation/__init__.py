@@ -1,0 +1,1 @@
+"""From a function to a program: the compiler's options, its cache, programs kept on disk."""

@@ -1,0 +1,1 @@
+"""Whether drawn pictures are as their captions say."""

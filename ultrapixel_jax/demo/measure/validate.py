@@ -1,0 +1,163 @@
+"""How reliable the detector is: its verdicts on rendered scenes, whose contents are known.
+
+    python -m ultrapixel_jax.demo.measure.validate --count 500 --size 384 768 1536
+    python -m ultrapixel_jax.demo.measure.validate --count 500 --size 384 --blur 3 --noise 10
+
+Every second scene is held out. "Sensitivity": each scene is also held against a picture in which one
+property of one object is another; it is the share of these where the verdict on that property is "wrong".
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from scipy import ndimage
+
+from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax.demo.measure.detect import SIDE, Verdict, compare, detect
+from ultrapixel_jax.demo.world import scenes
+from ultrapixel_jax.demo.world.render import LARGEST, render
+from ultrapixel_jax.errors import UserError
+
+PROPERTIES = ("colour", "shape", "texture", "relation")
+_TURNED = {"left of": "above", "above": "right of", "right of": "below", "below": "left of"}
+
+
+def degrade(
+    image: UInt8[np.ndarray, "h w 3"], blur: float, noise: float, seed: int = 0
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture after a Gaussian blur and with Gaussian noise.
+
+    Args:
+        image: RGB.
+        blur: standard deviation in 512ths of the shorter side.
+        noise: standard deviation in steps of 255.
+        seed: of the noise.
+    """
+    if blur == 0 and noise == 0:
+        return image
+    sigma = blur * min(image.shape[:2]) / 512
+    values = ndimage.gaussian_filter(image.astype(np.float32), (sigma, sigma, 0))
+    if noise:
+        values += noise * np.random.default_rng(seed).standard_normal(image.shape, np.float32)
+    return np.clip(values + 0.5, 0, 255).astype(np.uint8)
+
+
+def can_change(scene: scenes.Scene, what: str) -> bool:
+    """Whether `changed` has another value for this property."""
+    return what != "relation" or scene.relation in _TURNED
+
+
+def changed(scene: scenes.Scene, what: str, index: int) -> scenes.Scene:
+    """`scene` with another value of one of `PROPERTIES`; `index` chooses the object and the value.
+
+    Raises:
+        UserError: an unknown property, or a relation that cannot be changed.
+    """
+    if what not in PROPERTIES or not can_change(scene, what):
+        raise UserError(f"{what!r:.80} of a scene with relation {scene.relation!r} cannot be changed")
+    objects = list(scene.objects)
+    if what == "relation":  # a quarter turn about the middle of both
+        assert scene.relation is not None
+        x, y = ((a + b) / 2 for a, b in zip(*((o.x, o.y) for o in objects)))
+        turned = tuple(dataclasses.replace(o, x=x - (o.y - y), y=y + (o.x - x)) for o in objects)
+        return dataclasses.replace(scene, objects=turned, relation=_TURNED[scene.relation])
+
+    which = index % len(objects)
+    outer = scene.relation == "inside" and which == 1
+    options: Sequence[str] = {
+        "colour": tuple(scenes.COLOURS),
+        "shape": scenes.ROOMY if outer else scenes.SHAPES,
+        "texture": scenes.TEXTURES,
+    }[what]
+    taken = [o.colour for o in objects] if what == "colour" else [getattr(objects[which], what)]
+    rest = [value for value in options if value not in taken]
+    objects[which] = dataclasses.replace(objects[which], **{what: rest[index % len(rest)]})
+    return dataclasses.replace(scene, objects=tuple(objects))
+
+
+def validate(
+    *, count: int, size: int, blur: float = 0.0, noise: float = 0.0, seed: int = 0, quiet: bool = False
+) -> dict[str, float]:
+    """Shares of right verdicts on `count` rendered scenes of `size` pixels, by property.
+
+    `wrong NAME` is the share of the pictures with another value of that property whose verdict says so.
+    """
+    from tqdm import tqdm
+
+    right, total = Counter[str](), Counter[str]()
+    for index in tqdm(range(count), unit="picture", desc=f"{size} pixels", disable=quiet):
+        scene = scenes.sample(seed, index, scenes.SPLITS[index % 2])
+
+        def look(shown: scenes.Scene, index: int = index, scene: scenes.Scene = scene) -> Verdict:
+            return compare(scene, detect(degrade(render(shown, size, size), blur, noise, index)))
+
+        verdict = look(scene)
+        for name in (*PROPERTIES, "number", "all"):
+            value = getattr(verdict, name)
+            total[name] += value is not None
+            right[name] += bool(value)
+        what = PROPERTIES[index // 2 % len(PROPERTIES)]
+        if can_change(scene, what):
+            total[f"wrong {what}"] += 1
+            right[f"wrong {what}"] += not getattr(look(changed(scene, what, index // 8)), what)
+    return {name: right[name] / total[name] for name in total if total[name]}
+
+
+# ---------------------------------------------------------------------------- command line
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise UserError(f"{text!r:.80} is not a number") from error
+    if not 0 <= value <= 100:
+        raise UserError(f"{value} is outside 0 to 100")
+    return value
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(
+        prog="python -m ultrapixel_jax.demo.measure.validate", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("--count", type=whole("--count", 1, 10**6), default=500, metavar="N",
+                   help="scenes of each size (default: 500)")  # fmt: skip
+    p.add_argument("--size", type=whole("--size", SIDE, LARGEST), nargs="+", default=[384, 768, 1536],
+                   metavar="N", help="pixels on a side (default: 384 768 1536)")  # fmt: skip
+    p.add_argument("--blur", type=_amount, default=0.0, metavar="X",
+                   help="deviation of a Gaussian blur in 512ths of the side (default: 0)")  # fmt: skip
+    p.add_argument("--noise", type=_amount, default=0.0, metavar="X",
+                   help="deviation of noise, of 255 (default: 0)")  # fmt: skip
+    p.add_argument("--seed", type=whole("--seed", 0, scenes.MAX_SEED), default=0, metavar="N",
+                   help="of the scenes (default: 0)")  # fmt: skip
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+
+    def run() -> None:
+        values = parser().read(argv)
+        for size in values.size:
+            shares = validate(
+                count=values.count, size=size, blur=values.blur, noise=values.noise, seed=values.seed,
+                quiet=values.quiet,
+            )  # fmt: skip
+            text = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
+            print(f"{size} pixels, blur {values.blur:g}, noise {values.noise:g}: {text}", flush=True)
+
+    return exit_code(run, "nothing is kept")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""The demo world as a dataset: scenes, drawn and captioned, to sharded ArrayRecord.
+
+    python -m ultrapixel_jax.demo.world.build OUTPUT --split train --count 20000 --side 384 --seed 0
+    python -m ultrapixel_jax.demo.world.build OUTPUT --count 20000 --side 512 1024 2048 --tile 256
+
+OUTPUT is what `python -m ultrapixel_jax.data.build` writes, so `data.loader` and `data.cache` read it
+unchanged; ids are SPLIT-INDEX. Example i is scene i of the split at every size, so that datasets of two
+sizes show the same scenes. With several sizes, each scene is drawn at one of them; with --tile, only a
+square of it is, at a random place: what stages A and B learn from, who see no more at a time.
+
+Kill the program at any moment, repeat the command, and it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from ultrapixel_jax.data.build import Parser, exit_code, summary, whole
+from ultrapixel_jax.data.plan import uniforms
+from ultrapixel_jax.demo.world import scenes
+from ultrapixel_jax.demo.world.captions import caption
+from ultrapixel_jax.demo.world.render import LARGEST, render
+from ultrapixel_jax.errors import UserError
+
+HW = tuple[int, int]
+_DOMAIN = 0x711E
+"""Keeps the random sizes and places apart from other random numbers of the same seed."""
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 2},
+    "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+}
+"""Options of Pillow's `save`, by name."""
+VERSION = 4
+"""Of the world: to be raised with every change of scenes, drawing or captions."""
+
+
+def build(
+    output: str,
+    *,
+    split: str = "train",
+    count: int = 20000,
+    size: Sequence[HW] = ((384, 384),),
+    tile: int = 0,
+    seed: int = 0,
+    first: int = 0,
+    encoding: str = "png",
+    shard_images: int = 500,
+    workers: int = 0,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Write the dataset `output`, or go on with it; returns its report.
+
+    Args:
+        output: the directory to write.
+        split: `train` or `held_out`.
+        count: number of scenes.
+        size: heights and widths in pixels; each scene has one of them.
+        tile: side of the square that is kept of each picture; 0 keeps all.
+        seed: of the scenes and their captions.
+        first: index of the first scene.
+        encoding: one of `FORMATS`.
+        shard_images: pictures per shard.
+        workers: processes; 0 works in this one.
+        quiet: no progress bar.
+
+    Raises:
+        UserError: bad values, or `output` cannot be written.
+    """
+    scenes.sample(seed, first, split)  # complains about bad values
+    if encoding not in FORMATS:
+        raise UserError(f"format {encoding!r:.80} is not known; use one of {', '.join(FORMATS)}")
+    for height, width in size:
+        if min(height, width) < max(16, tile) or max(height, width) > LARGEST:
+            raise UserError(f"size {height}x{width} is outside {max(16, tile)} to {LARGEST} pixels")
+    plan = {"source": "ultrapixel_jax.demo", "version": VERSION, "split": split, "items": count,
+            "size": [list(hw) for hw in size], "tile": tile, "seed": seed, "first": first, "format": encoding,
+            "shard_images": shard_images}  # fmt: skip
+
+    from etils import epath
+
+    from ultrapixel_jax.data import records
+
+    directory = epath.Path(output)
+    if not records.start(directory, plan):
+        return records.read_json(directory / records.REPORT)
+    starts = range(first, first + count, shard_images)
+    jobs = [
+        _Job(os.fspath(directory), i, len(starts), start, min(start + shard_images, first + count),
+             split, seed, tuple(size), tile, encoding)
+        for i, start in enumerate(starts)
+    ]  # fmt: skip
+    todo = [job for job in jobs if records.shard_done(directory, job.index) is None]
+    _run(todo, workers, count, quiet)
+    shards = [s for i in range(len(jobs)) if (s := records.shard_done(directory, i)) is not None]
+    return records.finish(records.CaptionedImages, directory, plan, shards)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One shard to make."""
+
+    directory: str
+    index: int
+    count: int
+    first: int
+    end: int
+    split: str
+    seed: int
+    size: tuple[HW, ...]
+    tile: int
+    encoding: str
+
+
+def _make_shard(job: _Job) -> int:
+    """Write one shard; returns the number of its pictures."""
+    from etils import epath
+
+    from ultrapixel_jax.data import records
+
+    directory = epath.Path(job.directory)
+    report = records.ShardReport()
+    records.write_shard(records.CaptionedImages, directory, job.index, job.count, _examples(job), report)
+    return job.end - job.first
+
+
+def _examples(job: _Job) -> Iterator[dict[str, Any]]:
+    from PIL import Image
+
+    for index in range(job.first, job.end):
+        scene = scenes.sample(job.seed, index, job.split)
+        which, y, x, _ = uniforms(4, (_DOMAIN, job.seed, index)).tolist()
+        height, width = job.size[int(which * len(job.size))]
+        window = None
+        if side := job.tile:
+            top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
+            window, height, width = (top, left, side, side), side, side
+        drawn = render(scene, *job.size[int(which * len(job.size))], window)
+        data = io.BytesIO()
+        Image.fromarray(drawn).save(data, **FORMATS[job.encoding])
+        data.seek(0)
+        yield {
+            "image": data,
+            "caption": caption(scene, job.seed, index),
+            "id": f"{job.split}-{index:07d}",
+            "height": height,
+            "width": width,
+        }
+
+
+def _run(jobs: Sequence[_Job], workers: int, total: int, quiet: bool) -> None:
+    """Make the shards, here or in worker processes."""
+    import multiprocessing
+
+    from tqdm import tqdm
+
+    from ultrapixel_jax.data.build import _end_with_parent
+
+    done = total - sum(job.end - job.first for job in jobs)
+    with tqdm(total=total, initial=done, unit="image", desc="drawing", disable=quiet) as bar:
+        if workers == 0:
+            for job in jobs:
+                bar.update(_make_shard(job))
+            return
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(workers, max(len(jobs), 1)), context, _end_with_parent)
+        try:
+            for future in as_completed([pool.submit(_make_shard, job) for job in jobs]):
+                bar.update(future.result())
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process died (out of memory?); repeat the command to go on, perhaps with fewer "
+                "--workers"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# ---------------------------------------------------------------------------- command line
+
+
+def _size(text: str) -> HW:
+    """Read `N` or `HEIGHTxWIDTH`."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and len(side) < 9 for side in sides):
+        raise UserError(f"--side {text!r:.80} is neither a number of pixels nor HEIGHTxWIDTH")
+    return int(sides[0]), int(sides[-1])
+
+
+def parser() -> Parser:
+    """The command line."""
+    p = Parser(
+        prog="python -m ultrapixel_jax.demo.world.build", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("output", metavar="OUTPUT", help="new directory, or that of an interrupted build")
+    p.add_argument("--split", choices=scenes.SPLITS, default="train", help="(default: train)")
+    p.add_argument("--count", type=whole("--count", 1, 10**8), default=20000, metavar="N",
+                   help="number of scenes (default: 20000)")  # fmt: skip
+    p.add_argument(
+        "--side",
+        type=_size,
+        default=[(384, 384)],
+        nargs="+",
+        metavar="N",
+        dest="size",
+        help="pixels on a side, or HEIGHTxWIDTH; several are drawn at random (default: 384)",
+    )
+    p.add_argument("--tile", type=whole("--tile", 0, LARGEST), default=0, metavar="N",
+                   help="keep a random square of N pixels (default: 0, everything)")  # fmt: skip
+    p.add_argument("--seed", type=whole("--seed", 0, scenes.MAX_SEED), default=0, metavar="N",
+                   help="of scenes and captions (default: 0)")  # fmt: skip
+    p.add_argument("--first", type=whole("--first", 0, 10**9), default=0, metavar="N",
+                   help="index of the first scene (default: 0)")  # fmt: skip
+    p.add_argument("--format", choices=tuple(FORMATS), default="png", dest="encoding",
+                   help="png, or jpeg of quality 95 (default: png)")  # fmt: skip
+    p.add_argument("--shard-images", type=whole("--shard-images", 1, 1_000_000), default=500, metavar="N",
+                   help="pictures per shard (default: 500)")  # fmt: skip
+    p.add_argument("--workers", type=whole("--workers", 0, 1024), default=os.cpu_count() or 1, metavar="N",
+                   help="processes; 0 works in this one (default: one per core)")  # fmt: skip
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+
+    def run() -> None:
+        values = vars(parser().read(argv))
+        print(summary(build(**values), values["output"]))
+
+    return exit_code(run, "repeat the command to go on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,360 @@
+"""Pictures on disk: PNG files that carry how they were made, and are never overwritten.
+
+A file appears under its name only when it is whole: it is written beside it under a temporary name and
+then linked, which fails where the name is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import secrets
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, PngImagePlugin
+
+from ultrapixel_jax import __version__
+from ultrapixel_jax.config import CascadeConfig, DiffusionConfig, from_dict, to_dict
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sampling.requests import MAX_SEED, Request, check_prompt
+from ultrapixel_jax.sizes import LR_SIDE, check_size
+
+KEY = "ultrapixel"
+"""Keyword of the PNG's iTXt chunk that holds the metadata as one JSON object."""
+FORMAT = 1
+"""Version of that object's layout; raised when an older reader would misread it."""
+SAME_PICTURE = (
+    "prompt", "negative_prompt", "seed", "height", "width", "preview", "stage_c", "stage_b",
+    "checkpoint", "config", "dtype",
+)  # fmt: skip
+"""What a picture depends on: two with these equal are the same picture, up to rounding."""
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "tokenizers")
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+"""The last chunk of every PNG, with its checksum."""
+MAX_NUMBER = 100_000
+"""Most pictures of one name in a directory."""
+
+
+# ---------------------------------------------------------------------------- metadata
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the pictures of one run have in common."""
+
+    checkpoint: str
+    """Identity of the weights."""
+    config: str
+    """Identity of the configuration, from `config_identity`."""
+    dtype: str
+    """Compute dtype."""
+    batch_size: int
+    """Device batch, padding included."""
+    mesh: dict[str, int]
+    """Axis name to size; empty for one device."""
+    tile: int | None = None
+    """Side of stage A's tiles in latents; None is automatic."""
+    decode_memory: float = 4.0
+    """Memory that decoding may take, in GB."""
+
+
+def config_identity(config: CascadeConfig) -> str:
+    """Short hash of every size and choice in `config`, but for the sampling, which requests carry."""
+    values = to_dict(config)
+    del values["sampling_c"], values["sampling_b"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe(request: Request, run: Run) -> dict[str, Any]:
+    """The metadata of the picture of `request`: all that is needed to make it again."""
+    asked = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
+    del asked["name"], asked["index"]
+    asked |= {"stage_c": to_dict(request.stage_c), "stage_b": to_dict(request.stage_b)}
+    versions = {"ultrapixel_jax": __version__}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {"format": FORMAT} | asked | dataclasses.asdict(run) | {"versions": versions}
+
+
+def same_picture(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two metadata describe the same picture (see `SAME_PICTURE`)."""
+    return all(key in one and key in other and one[key] == other[key] for key in SAME_PICTURE)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Metadata of the picture at `path`, after a check that the whole file is there and intact.
+
+    Raises:
+        UserError: no such file, not a PNG, truncated or damaged, without metadata, or of a newer format.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise UserError(f"picture {str(path)!r} does not exist or is no file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decompressed
+            with Image.open(path, formats=("PNG",)) as picture:
+                text = picture.info.get(KEY)
+                picture.verify()  # reads every chunk up to the last and checks its sum
+            with path.open("rb") as file:
+                file.seek(-len(PNG_END), os.SEEK_END)
+                if file.read() != PNG_END:
+                    raise ValueError("the end is missing")
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{str(path)!r} is not a PNG picture") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"picture {str(path)!r} is truncated or damaged: {error}") from error
+    if text is None:
+        raise UserError(f"picture {str(path)!r} has no {KEY} metadata; it was not made by sample.py")
+    try:
+        metadata = json.loads(text)
+        version = metadata["format"]
+        newer = version > FORMAT
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"picture {str(path)!r} has damaged {KEY} metadata") from error
+    if newer:
+        raise UserError(
+            f"picture {str(path)!r} has metadata of format {version}, newer than {FORMAT}; "
+            "update ultrapixel_jax"
+        )
+    return metadata
+
+
+def recorded(metadata: Mapping[str, Any]) -> tuple[Request, Run]:
+    """Inverse of `describe`.
+
+    Raises:
+        UserError: a value is missing, of another type or out of range.
+    """
+    try:
+        values = {f.name: metadata[f.name] for f in dataclasses.fields(Request) if f.name in metadata}
+        values |= {f.name: metadata[f.name] for f in dataclasses.fields(Run)}
+        values.setdefault("lr_side", LR_SIDE)  # pictures of before there was a choice
+        for name, kinds in _KINDS.items():
+            if not isinstance(values[name], kinds) or (isinstance(values[name], bool) and kinds is not bool):
+                raise UserError(f"the picture's metadata has {name} = {values[name]!r:.80}")
+        if not 0 <= values["seed"] <= MAX_SEED or values["batch_size"] < 1:
+            raise UserError("the picture's metadata has a seed or batch size out of range")
+        check_size(values["height"], values["width"])
+        check_prompt(values["prompt"] + values["negative_prompt"])
+        for stage in ("stage_c", "stage_b"):
+            values[stage] = from_dict(DiffusionConfig, values[stage])
+        if not all(isinstance(size, int) and size > 0 for size in values["mesh"].values()):
+            raise UserError(f"the picture's metadata has mesh = {values['mesh']!r:.80}")
+        values["decode_memory"] = float(values["decode_memory"])
+        run = {f.name: values.pop(f.name) for f in dataclasses.fields(Run)}
+        return Request(**values), Run(**run)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the picture's metadata is damaged: {type(error).__name__} {error}") from error
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "prompt": str, "negative_prompt": str, "seed": int, "height": int, "width": int, "lr_side": int,
+    "preview": bool,
+    "stage_c": dict, "stage_b": dict, "checkpoint": str, "config": str, "dtype": str,
+    "batch_size": int, "mesh": dict, "tile": (int, type(None)), "decode_memory": (int, float),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- files
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """Where a picture lies."""
+
+    path: Path
+    new: bool
+    """False if the same picture was there already and nothing was written."""
+
+
+def check_writable(directory: str | Path) -> Path:
+    """Create `directory` where it is missing and make sure that a file can be written in it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _temporary(directory) as probe:
+            probe.touch(exist_ok=False)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"directory {str(directory)!r} is not writable: {reason}") from error
+    return directory
+
+
+def find(directory: Path, name: str, metadata: Mapping[str, Any], *, latents: bool = False) -> Path | None:
+    """The finished picture of `metadata` among ``name.png``, ``name-1.png``, …, or None.
+
+    Args:
+        directory: where to look.
+        name: file name without number and extension.
+        metadata: from `describe`.
+        latents: whether a picture counts only with its latents beside it.
+    """
+    for path in _numbered(directory, name):
+        if not _is_taken(path):
+            return None
+        if _is_done(path, metadata, latents):
+            return path
+    return None
+
+
+def save(
+    directory: Path,
+    name: str,
+    image: UInt8[np.ndarray, "h w 3"],
+    metadata: Mapping[str, Any],
+    *,
+    latents: Mapping[str, np.ndarray] | None = None,
+    again: bool = False,
+) -> Saved:
+    """Write a picture as ``name.png``, or under the first free ``name-1.png``, ``name-2.png``, …
+
+    Several processes may write into one directory. After a failure, a full disk included, no part of
+    the file is left.
+
+    Args:
+        directory: where to.
+        name: file name without number and extension.
+        image: RGB.
+        metadata: from `describe`; stored in the file.
+        latents: arrays for a ``.safetensors`` file of the same name.
+        again: write even where the same picture lies already.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        with _temporary(directory) as png, _temporary(directory) as tensors:
+            _write_png(png, image, metadata)
+            if latents is not None:
+                _write_latents(tensors, latents)
+            for path in _numbered(directory, name):
+                if not _is_taken(path) and _publish_both(png, tensors if latents is not None else None, path):
+                    return Saved(path, new=True)
+                if not again and _is_done(path, metadata, latents is not None):
+                    return Saved(path, new=False)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot write {str(directory / name)!r}: {reason}; finished pictures are kept, and the same "
+            "command continues"
+        ) from error
+    raise UserError(f"more than {MAX_NUMBER} pictures are named {name!r}; take another --output")
+
+
+def load_pixels(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels of the picture at `path`."""
+    with Image.open(path, formats=("PNG",)) as picture:
+        return np.array(picture.convert("RGB"))
+
+
+def _numbered(directory: Path, name: str) -> Iterator[Path]:
+    yield directory / f"{name}.png"
+    for number in range(1, MAX_NUMBER):
+        yield directory / f"{name}-{number}.png"
+
+
+def _beside(path: Path) -> Path:
+    """The latents' file of the picture at `path`."""
+    return path.with_suffix(".safetensors")
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether the number of `path` is used, be it by latents without a picture."""
+    return path.exists() or _beside(path).exists()
+
+
+def _is_done(path: Path, metadata: Mapping[str, Any], latents: bool) -> bool:
+    """Whether the file at `path` is whole and the picture of `metadata`, with its latents if asked."""
+    try:
+        # Through JSON and back, as the other side was: tuples are lists then.
+        same = same_picture(read_metadata(path), json.loads(json.dumps(metadata)))
+    except UserError:
+        return False
+    return same and (_beside(path).exists() or not latents)
+
+
+def _write_png(path: Path, image: np.ndarray, metadata: Mapping[str, Any]) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(KEY, json.dumps(metadata, allow_nan=False))
+    info.add_itxt("parameters", _parameters(metadata))
+    with path.open("xb") as file:
+        Image.fromarray(image).save(file, format="PNG", pnginfo=info)
+        file.flush()
+        os.fsync(file.fileno())  # a full disk may show only here
+
+
+def _parameters(metadata: Mapping[str, Any]) -> str:
+    """The metadata as people write it under a picture; many viewers show this key."""
+    settings = {"Seed": metadata["seed"], "Size": f"{metadata['width']}x{metadata['height']}"}
+    for stage, label in (("stage_c", ""), ("stage_b", " (B)")):
+        for key in ("steps", "sampler", "cfg", "shift", "schedule"):
+            settings[key.capitalize() + label] = metadata[stage][key]
+    lines = [metadata["prompt"], "Negative prompt: " + metadata["negative_prompt"]]
+    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in settings.items())])
+
+
+def _write_latents(path: Path, latents: Mapping[str, np.ndarray]) -> None:
+    from safetensors.numpy import save as serialise
+
+    with path.open("xb") as file:
+        file.write(serialise({name: np.ascontiguousarray(array) for name, array in latents.items()}))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _temporary(directory: Path) -> Iterator[Path]:
+    """A hidden name in `directory` that nobody else uses; whatever lies there at the end is removed."""
+    path = directory / f".{secrets.token_hex(8)}.tmp"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, target: Path) -> bool:
+    """Give the file at `temporary` the name `target`; False if that is taken."""
+    try:
+        target.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links: claim the name with an empty file, then replace that.
+        try:
+            target.open("xb").close()
+        except FileExistsError:
+            return False
+        temporary.replace(target)
+    return True
+
+
+def _publish_both(png: Path, tensors: Path | None, target: Path) -> bool:
+    """`_publish` the picture, and its latents before it, so that where a picture is its latents are."""
+    if tensors is not None and not _publish(tensors, _beside(target)):
+        return False
+    if _publish(png, target):
+        return True
+    if tensors is not None:  # another process took the number in between: give the other half back
+        if tensors.exists():
+            _beside(target).unlink()
+        else:
+            _beside(target).replace(tensors)
+    return False
