@@ -8,7 +8,7 @@ import pytest
 from convert.__main__ import parser as convert_parser
 from ultrapixel_jax.data import cache
 from ultrapixel_jax.demo import train
-from ultrapixel_jax.demo.world.scenes import build
+from ultrapixel_jax.demo.world import build
 from ultrapixel_jax.models import components
 from ultrapixel_jax.training import options
 from ultrapixel_jax.training.tasks import make_task

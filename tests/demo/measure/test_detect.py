@@ -11,8 +11,9 @@ from scipy import ndimage
 
 from ultrapixel_jax.demo.measure.detect import UNCLEAR, Found, cielab, compare, detect, relation
 from ultrapixel_jax.demo.measure.validate import PROPERTIES, can_change, changed, degrade, main, validate
+from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.render import render
-from ultrapixel_jax.demo.world.scenes import Background, Object, Scene, scenes
+from ultrapixel_jax.demo.world.scenes import Background, Object, Scene
 from ultrapixel_jax.errors import UserError
 
 PLAIN = Background("plain", "white")

@@ -11,8 +11,9 @@ from ultrapixel_jax.demo.measure import sharpness as module
 from ultrapixel_jax.demo.measure.detect import Found
 from ultrapixel_jax.demo.measure.sharpness import beyond, enlarge
 from ultrapixel_jax.demo.measure.validate import degrade
+from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.render import render
-from ultrapixel_jax.demo.world.scenes import Background, Object, Scene, scenes
+from ultrapixel_jax.demo.world.scenes import Background, Object, Scene
 
 LR = (256, 256)
 

@@ -12,11 +12,11 @@ import pytest
 
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.data.loader import Loader
+from ultrapixel_jax.demo.world import build as build_module
 from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.build import build, main, parser
 from ultrapixel_jax.demo.world.captions import caption
 from ultrapixel_jax.demo.world.render import render
-from ultrapixel_jax.demo.world.scenes import build as build_module
 from ultrapixel_jax.errors import UserError
 
 SETTINGS: dict[str, Any] = {"count": 6, "size": ((64, 64),), "shard_images": 2, "quiet": True}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.captions import GOAL, MAX_BYTES, caption, plain_caption
-from ultrapixel_jax.demo.world.scenes import Background, Object, Scene, scenes
+from ultrapixel_jax.demo.world.scenes import Background, Object, Scene
 
 SCENES = [scenes.sample(5, i, scenes.SPLITS[i % 2]) for i in range(800)]
 CAPTIONS = [caption(scene, 1, i) for i, scene in enumerate(SCENES)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.render import FINE, MOAT, render
-from ultrapixel_jax.demo.world.scenes import COLOURS, Background, Object, Scene, scenes
+from ultrapixel_jax.demo.world.scenes import COLOURS, Background, Object, Scene
 from ultrapixel_jax.errors import UserError
 
 PLAIN = Background("plain", "white")

@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
+from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.captions import plain_caption
 from ultrapixel_jax.demo.world.render import outline
-from ultrapixel_jax.demo.world.scenes import Scene, scenes
+from ultrapixel_jax.demo.world.scenes import Scene
 from ultrapixel_jax.errors import UserError
 
 SCENES = {split: [scenes.sample(3, i, split) for i in range(3000)] for split in scenes.SPLITS}
@@ -59,16 +60,16 @@ def test_a_scene_depends_on_seed_index_and_split_alone():
 
 
 def test_all_values_occur_about_as_often():
-    scenes = SCENES["train"]
-    relations = [s.relation for s in scenes]
-    assert relations.count(None) / len(scenes) == pytest.approx(1 - scenes.PAIR, abs=0.05)
+    train = SCENES["train"]
+    relations = [s.relation for s in train]
+    assert relations.count(None) / len(train) == pytest.approx(1 - scenes.PAIR, abs=0.05)
     for name in scenes.RELATIONS:
-        assert relations.count(name) / len(scenes) == pytest.approx(scenes.PAIR / 5, abs=0.03)
+        assert relations.count(name) / len(train) == pytest.approx(scenes.PAIR / 5, abs=0.03)
     for name, known in (("colour", scenes.COLOURS), ("texture", scenes.TEXTURES), ("shape", scenes.SHAPES)):
-        values = [getattr(o, name) for s in scenes for o in s.objects]
+        values = [getattr(o, name) for s in train for o in s.objects]
         for value in known:
             assert values.count(value) / len(values) == pytest.approx(1 / len(known), rel=0.35)
-    assert {s.background for s in scenes} == {
+    assert {s.background for s in train} == {
         scenes.Background(kind, tone) for kind in scenes.BACKGROUNDS for tone in scenes.TONES
     }
 
