@@ -95,7 +95,8 @@ class TimestepBlock(nn.Module):
                 name="mapper" if name == "r" else f"mapper_{name}",
             )  # fmt: skip
             total = total + mapper(time[name])
-        return modulate(x, total)
+        # Two numbers a channel are gathered where `tensor` divides channels, and not the map.
+        return modulate(x, constrain(total, "batch", "channel"))
 
 
 def modulate(x: Float[Array, "b h w c"], ab: Float[Array, "#b c2"]) -> Float[Array, "b h w c"]:
@@ -135,7 +136,8 @@ class AttnBlock(nn.Module):
         b, h, w, c = x.shape
         tokens = layer_norm(x).reshape(b, h * w, c)
         # Gathered where devices divide the rows: a divided axis cannot be extended without moving all of it.
-        own = (constrain(layer(tokens), "batch", "tokens", "channel") for layer in (self.key, self.value))
+        # Heads that `tensor` divides stay divided: each device attends with its own.
+        own = (constrain(layer(tokens), "batch", "tokens", "heads") for layer in (self.key, self.value))
         k, v = (jnp.concatenate([self._heads(x), of], axis=1) for x, of in zip(own, kv, strict=True))
         y = attention(self._heads(self.query(tokens)), k, v)
         return x + self.out(y.reshape(b, h * w, c)).reshape(b, h, w, c)
