@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
 from ultrapixel_jax.errors import UserError
 
@@ -31,7 +33,8 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*/kernel:2", P("fsdp", "tensor")),
     (r".*/kernel:4", P(None, None, "fsdp", "tensor")),
     (r".*/kernel:3", P()),
-    (r".*/(down|up):2", P()),  # LoRA
+    (r".*/down:2", P(None, "fsdp")),  # LoRA: (rank, in)
+    (r".*/up:2", P("fsdp", None)),  # and (out, rank)
     (r".*:[01]", P()),  # biases, scales, statistics
     (r"params/embeddings:2", P()),  # new text tokens
     (r"unused/.*", P()),
@@ -94,6 +97,21 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Placement of arrays whose first axis is the batch."""
     return NamedSharding(mesh, P(ACTIVATION_AXES["batch"]))
+
+
+def by_batch(x: Array) -> Array:
+    """`x`, where devices of a mesh share it, divided along its first axis alone, if that divides."""
+    placed = x.sharding
+    if not isinstance(placed, NamedSharding) or x.shape[0] % batch_multiple(placed.mesh):  # pyright: ignore
+        return x
+    return jax.device_put(x, batch_sharding(placed.mesh))  # pyright: ignore
+
+
+def fetch(x: Any) -> Shaped[np.ndarray, "..."]:
+    """An array on the host; where processes share it, all of it in each of them."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
 
 
 def batch_multiple(mesh: Mesh | None) -> int:

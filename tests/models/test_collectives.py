@@ -1,4 +1,4 @@
-"""What devices send each other for one attention block, counted in the compiled program, and what it gives."""
+"""What devices send each other for one attention block, counted in the compiled program."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ BLOCK = AttnBlock(channels=32, heads=4)
 B, SIDE, TOKENS = 4, 8, 5
 MAP = B * SIDE * SIDE * BLOCK.channels * 4
 """Bytes of the map, of all devices together."""
-COLLECTIVE = re.compile(
-    r" = (?P<shapes>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start)?\("
-)
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVE = re.compile(rf" = (?P<shapes>.*?) (?P<kind>{'|'.join(KINDS)})(-start)?\(")
 
 
 def collectives(program: str) -> dict[str, int]:

@@ -121,9 +121,7 @@ def lr_steps(
         out = model.denoise(x, r, conditioning)
 
         def captured() -> Features:
-            return {
-                place: out.features[place][: x.shape[0] // 2].astype(kept[place].dtype) for place in kept
-            }
+            return {place: out.features[place][: x.shape[0] // 2].astype(kept[place].dtype) for place in kept}
 
         # A branch, since on a mesh half of a batch lies on half of the devices: other steps move nothing.
         return out.epsilon, jax.lax.cond(i == capture, captured, lambda: kept)

@@ -210,6 +210,12 @@ class Level(nn.Module):
         ]
 
     @property
+    def _rest(self) -> dict[str, Any]:
+        """Variables of all blocks but the first, stacked."""
+        kinds = (kind for kind in ("params", "lora") if self.has_variable(kind, "rest"))
+        return {kind: self.get_variable(kind, "rest") for kind in kinds}
+
+    @property
     def _block(self) -> Block:
         """A block that belongs to no module, to be applied to one slice of the stacked weights."""
         return Block(self.config, self.conditions, self.out_scale, self.param_dtype, parent=None)
@@ -223,10 +229,10 @@ class Level(nn.Module):
         if self.scanned and self.blocks > 1:
             block = self._block
 
-            def one(params: Any) -> list[KeysValues]:
-                return block.apply({"params": params}, tokens, method="keys_values")  # pyright: ignore
+            def one(variables: Any) -> list[KeysValues]:
+                return block.apply(variables, tokens, method="keys_values")  # pyright: ignore
 
-            out += jax.lax.map(one, self.get_variable("params", "rest"))
+            out += jax.lax.map(one, self._rest)
         return out
 
     def _call(self, layer: nn.Module, *args: Any, **options: Any) -> Array:
@@ -238,16 +244,15 @@ class Level(nn.Module):
     def _run_rest(self, x: Array, time: TimeEmbedding, kv: Sequence[KeysValues], train: bool) -> Array:
         """All blocks but the first, in one scan that keeps only what goes from block to block."""
         block = self._block
-        rest = self.get_variable("params", "rest")
         dropout = train and self.config.dropout > 0
         keys = jax.random.split(self.make_rng("dropout"), self.blocks - 1) if dropout else None
 
         def body(x: Array, inputs: tuple[Any, Any, Any]) -> tuple[Array, None]:
-            params, kv, key = inputs
+            variables, kv, key = inputs
             rngs = None if key is None else {"dropout": key}
-            return block.apply({"params": params}, x, time, kv, train, rngs=rngs), None  # pyright: ignore
+            return block.apply(variables, x, time, kv, train, rngs=rngs), None  # pyright: ignore
 
-        return jax.lax.scan(jax.checkpoint(body), x, (rest, list(kv), keys))[0]
+        return jax.lax.scan(jax.checkpoint(body), x, (self._rest, list(kv), keys))[0]
 
     def __call__(
         self,

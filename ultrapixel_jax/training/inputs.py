@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
 from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
 from ultrapixel_jax.errors import UserError
@@ -66,7 +66,11 @@ class Inputs:
                 )
         if self._tokenizer is not None:
             arrays["ids"], arrays["mask"] = self._tokenizer(batch["caption"])
-        return {name: jax.make_array_from_process_local_data(self._sharding, x) for name, x in arrays.items()}
+        return {name: self.place(x) for name, x in arrays.items()}
+
+    def place(self, rows: Shaped[np.ndarray, "n ..."]) -> Array:
+        """The global array of a batch, of the rows that the loader gave this process."""
+        return jax.make_array_from_process_local_data(self._sharding, rows)
 
 
 def share_of_batch(mesh: Mesh, batch_size: int, parts: int = 1) -> tuple[int, int]:
