@@ -8,6 +8,7 @@ processes. `CASES` are all of them; `tiled` in front of one has stage A decode i
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -51,13 +52,18 @@ WINDOW = {True: 40, False: 15}
 
 
 def config_of(name: str) -> TrainConfig:
-    """A run of the tiny cascade."""
+    """A run of the tiny cascade, with a stage B that is smaller still."""
     from configs.tiny import config as tiny
+    from ultrapixel_jax.config import LevelConfig
     from ultrapixel_jax.data.config import DataConfig
 
     data = DataConfig(batch_size=ROWS, image_vector_probability=0.0)
     shown = PicturesConfig(every=1, size=SAMPLED, prompts=("a red fox", "a lighthouse", "snow"))
-    return TrainConfig(task=TASKS[name], model=tiny, data=data, pictures=shown, dtype="float32", scanned=True)
+    levels = (LevelConfig(8, 1, 1, 1, layers="CT"), LevelConfig(16, 2, 1, 1))
+    model = dataclasses.replace(tiny, stage_b=dataclasses.replace(tiny.stage_b, levels=levels))
+    return TrainConfig(
+        task=TASKS[name], model=model, data=data, pictures=shown, dtype="float32", scanned=True
+    )
 
 
 def batch_of(rows: Iterable[int]) -> dict[str, Any]:
