@@ -91,9 +91,8 @@ def drawn(case: str, mesh: jax.sharding.Mesh) -> np.ndarray:
     """The pictures of one case."""
     from ultrapixel_jax.checkpoints.sources import Sources
     from ultrapixel_jax.sampling import pipeline, tiling
-    from ultrapixel_jax.sharding import batch_sharding
     from ultrapixel_jax.training import state as states
-    from ultrapixel_jax.training.inputs import Inputs
+    from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
     from ultrapixel_jax.training.optimizer import make_optimizer
     from ultrapixel_jax.training.pictures import DECODE_BYTES, make_pictures
     from ultrapixel_jax.training.tasks import make_task
@@ -115,9 +114,8 @@ def drawn(case: str, mesh: jax.sharding.Mesh) -> np.ndarray:
         state = jax.tree_util.tree_map_with_path(filled, abstract, shardings)
         frozen = states.frozen(task, sources, mesh)
         inputs = Inputs(task, sources.tokenizer, mesh)
-        places = batch_sharding(mesh).addressable_devices_indices_map((ROWS,)).values()
-        held = sorted({row for index in places for s in index or () for row in range(*s.indices(ROWS))})
-        return make_pictures(task, sources, mesh, inputs.place)(state, frozen, batch_of(held))
+        batch = batch_of(rows_of_batch(mesh, ROWS))
+        return make_pictures(task, sources, mesh, inputs.place)(state, frozen, batch)
 
 
 def mesh_of_four(devices: list[Any]) -> jax.sharding.Mesh:
