@@ -1,16 +1,16 @@
 """Draws what every task shows while training, with random networks, in one process or several.
 
-    python -m tests.training.draw OUT PROCESS COUNT PORT CASE...
+    python -m tests.training.draw OUT PROCESS COUNT PORT WAY,… TASK…
 
 The mesh has four devices, data=2 and fsdp=2, in an order that scatters the rows of a batch over two
-processes. `CASES` are all of them; `tiled` in front of one has stage A decode in small tiles.
+processes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,8 +39,10 @@ TASKS: Mapping[str, Any] = {
     "previewer": PreviewerTask(train_encoder=False),
     "previewer_encoder": PreviewerTask(train_encoder=True),
 }
-TILEABLE = ("guidance", "lora", "stage_c", "stage_b", "stage_b_encoder", "stage_a")
-CASES = (*TASKS, *(f"tiled {name}" for name in TILEABLE))
+SAMPLING = ("guidance", "lora", "stage_c")
+"""Those that draw prompts."""
+WAYS = ("whole", "tiled")
+"""How stage A decodes."""
 SAMPLED = (256, 320)
 """Height and width of what stage C's tasks draw."""
 SHOWN = (64, 96)
@@ -87,8 +89,8 @@ def filled(path: Any, struct: jax.ShapeDtypeStruct, sharding: jax.sharding.Shard
     return jax.make_array_from_callback(shape, sharding, lambda index: values[index])
 
 
-def drawn(case: str, mesh: jax.sharding.Mesh) -> np.ndarray:
-    """The pictures of one case."""
+def drawn(name: str, mesh: jax.sharding.Mesh, ways: Sequence[str]) -> dict[str, np.ndarray]:
+    """The pictures of one task, decoded in each of `WAYS` that is asked for."""
     from ultrapixel_jax.checkpoints.sources import Sources
     from ultrapixel_jax.sampling import pipeline, tiling
     from ultrapixel_jax.training import state as states
@@ -97,15 +99,8 @@ def drawn(case: str, mesh: jax.sharding.Mesh) -> np.ndarray:
     from ultrapixel_jax.training.pictures import DECODE_BYTES, make_pictures
     from ultrapixel_jax.training.tasks import make_task
 
-    config = config_of(name := case.removeprefix("tiled "))
-    window = WINDOW[name in ("guidance", "lora", "stage_c")] if case != name else 1000
-    width = config.model.stage_a.c_hidden / tiling.MEASURED_WIDTH * ROWS
-    bytes_per_latent = {"float32": int(DECODE_BYTES / window**2 / width)}
-    with (
-        mock.patch.dict(tiling.BYTES_PER_LATENT, bytes_per_latent),
-        mock.patch.object(pipeline, "UNTILED_PIXELS", 0),
-        jax.set_mesh(mesh),
-    ):
+    config, out = config_of(name), {}
+    with jax.set_mesh(mesh):
         task, optimizer = make_task(config), make_optimizer(config.optimizer, 1)
         sources = Sources(())
         sources.fill_with_random(config.model, 0)
@@ -115,7 +110,17 @@ def drawn(case: str, mesh: jax.sharding.Mesh) -> np.ndarray:
         frozen = states.frozen(task, sources, mesh)
         inputs = Inputs(task, sources.tokenizer, mesh)
         batch = batch_of(rows_of_batch(mesh, ROWS))
-        return make_pictures(task, sources, mesh, inputs.place)(state, frozen, batch)
+        draw = make_pictures(task, sources, mesh, inputs.place)
+        for way in ways:
+            window = WINDOW[name in SAMPLING] if way == "tiled" else 1000
+            width = config.model.stage_a.c_hidden / tiling.MEASURED_WIDTH * ROWS
+            bytes_per_latent = {"float32": int(DECODE_BYTES / window**2 / width)}
+            with (
+                mock.patch.dict(tiling.BYTES_PER_LATENT, bytes_per_latent),
+                mock.patch.object(pipeline, "UNTILED_PIXELS", 0, create=True),
+            ):
+                out[f"{name}, {way}"] = draw(state, frozen, batch)
+    return out
 
 
 def mesh_of_four(devices: list[Any]) -> jax.sharding.Mesh:
@@ -126,15 +131,18 @@ def mesh_of_four(devices: list[Any]) -> jax.sharding.Mesh:
     return make_mesh({"data": 2, "fsdp": 2}, [a, c, b, d])
 
 
-def main(out: str, process: str, count: str, port: str, *cases: str) -> None:
-    """Write the pictures of `cases` to OUT/PROCESS.npz."""
+def main(out: str, process: str, count: str, port: str, ways: str, *names: str) -> None:
+    """Write the pictures of the named tasks, or all of them, to OUT/PROCESS.npz."""
     from ultrapixel_jax.compilation.cache import use
 
     if int(count) > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(process))
     use()
-    mesh = mesh_of_four(jax.devices())
-    np.savez(Path(out) / f"{process}.npz", **{case: drawn(case, mesh) for case in cases or CASES})
+    mesh, pictures = mesh_of_four(jax.devices()), {}
+    for name in names or TASKS:
+        pictures |= drawn(name, mesh, ways.split(","))
+        print(name, file=sys.stderr, flush=True)
+    np.savez(Path(out) / f"{process}.npz", **pictures)
 
 
 if __name__ == "__main__":
