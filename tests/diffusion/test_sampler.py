@@ -111,8 +111,10 @@ def test_noise_depends_on_seed_stream_and_step_only():
         noise(jnp.asarray(image_keys([7], 1)), 4, SHAPE),
         initial_noise(jnp.asarray(image_keys([7], 1)), SHAPE),
     ]
+    others.append(noise(jnp.asarray(image_keys([7 + 2**32], 1)), 3, SHAPE))
     for other in others:
         assert not np.allclose(other[0], both[0])
+    np.testing.assert_array_equal(others[2], noise(jnp.asarray(image_keys([7], 1)), 0, SHAPE))
     large = noise(jnp.asarray(image_keys([2**32 - 1], 0)), 1, (64, 64, 16))
     assert abs(float(large.mean())) < 0.02 and abs(float(large.std()) - 1) < 0.02
 
