@@ -17,8 +17,9 @@ from tests.recordings import relative_error
 from ultrapixel_jax.config import LevelConfig
 from ultrapixel_jax.models import attention as attn
 from ultrapixel_jax.models.blocks import GlobalResponseNorm, ResBlock, build_levels
+from ultrapixel_jax.models.convolutions import depthwise
 from ultrapixel_jax.models.embeddings import fourier_features, sinusoidal
-from ultrapixel_jax.models.layers import depthwise, pixel_shuffle, pixel_unshuffle
+from ultrapixel_jax.models.layers import pixel_shuffle, pixel_unshuffle
 from ultrapixel_jax.models.resize import resize_bilinear, resize_nearest
 
 SIDES = st.integers(1, 40)

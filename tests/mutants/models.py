@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-BLOCKS, LAYERS, ATTENTION, EMBEDDINGS, GUIDANCE, SCAN = (
-    f"models/{name}.py" for name in ("blocks", "layers", "attention", "embeddings", "guidance", "scan")
+BLOCKS, LAYERS, CONVOLUTIONS, ATTENTION, EMBEDDINGS, GUIDANCE, SCAN = (
+    f"models/{name}.py"
+    for name in ("blocks", "layers", "convolutions", "attention", "embeddings", "guidance", "scan")
 )
-TEST_BLOCKS, TEST_LAYERS, TEST_SCAN, TEST_STAGE_C, TEST_STAGE_A, TEST_CLIP, TEST_NORMS = (
+TEST_BLOCKS, TEST_LAYERS, TEST_CONVOLUTIONS, TEST_SCAN, TEST_STAGE_C, TEST_STAGE_A, TEST_CLIP, TEST_NORMS = (
     f"tests/models/test_{name}.py"
-    for name in ("blocks", "layers", "scan", "stage_c", "stage_a", "clip", "norms")
+    for name in ("blocks", "layers", "convolutions", "scan", "stage_c", "stage_a", "clip", "norms")
 )
 TEST_SHARDING, TEST_ROWS = "tests/test_sharding.py", "tests/models/test_rows.py"
 FORMULA = f"{TEST_STAGE_C}::test_prepared_guidance_equals_the_formula_written_out"
@@ -39,9 +40,9 @@ MUTANTS = (
     Mutant("batch norm: momentum of the old", LAYERS, "momentum: float = 0.1", "momentum: float = 0.9", (TEST_NORMS,)),
     Mutant("GELU by tanh", LAYERS, "1.0 + jax.lax.erf(x32 * math.sqrt(0.5))", "1.0 + jnp.tanh(0.7978845608 * (x32 + 0.044715 * x32**3))", (f"{TEST_LAYERS}::test_gelu",)),
     Mutant("pixel shuffle: order", LAYERS, "x.transpose(0, 1, 4, 2, 5, 3)", "x.transpose(0, 1, 5, 2, 4, 3)", (f"{TEST_BLOCKS}::test_pixel_unshuffle_as_in_torch_and_back",)),
-    Mutant("depthwise: border", LAYERS, 'mode="edge" if edge else "constant"', 'mode="reflect" if edge else "constant"', (f"{TEST_LAYERS}::test_depthwise",)),
-    Mutant("depthwise: kernel of the gradient", LAYERS, "kernel[::-1, ::-1], (padded", "kernel[::-1], (padded", (f"{TEST_LAYERS}::test_depthwise",)),
-    Mutant("depthwise on rows: neighbours exchanged", LAYERS, "jnp.concatenate([above, x, below]", "jnp.concatenate([below, x, above]", (f"{TEST_LAYERS}::test_depthwise_on_divided_rows",)),
+    Mutant("depthwise: border", CONVOLUTIONS, 'mode="edge" if edge else "constant"', 'mode="reflect" if edge else "constant"', (f"{TEST_CONVOLUTIONS}::test_depthwise",)),
+    Mutant("depthwise: kernel of the gradient", CONVOLUTIONS, "kernel[::-1, ::-1], (padded", "kernel[::-1], (padded", (f"{TEST_CONVOLUTIONS}::test_depthwise",)),
+    Mutant("depthwise on rows: neighbours exchanged", CONVOLUTIONS, "jnp.concatenate([above, x, below]", "jnp.concatenate([below, x, above]", (f"{TEST_CONVOLUTIONS}::test_depthwise_on_divided_rows",)),
     Mutant("attention: scale", ATTENTION, "logits = dot(q, k, 1, 1) * (1.0 / math.sqrt(q.shape[-1]))", "logits = dot(q, k, 1, 1) * (1.0 / q.shape[-1])", (OWN_ATTENTION,)),
     Mutant("attention: scale of the gradient", ATTENTION, "(change * scale)", "(change)", (OWN_ATTENTION,)),
     Mutant("attention: mean of the gradient", ATTENTION, "- mean[None])", "+ mean[None])", (OWN_ATTENTION,)),
