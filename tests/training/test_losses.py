@@ -126,7 +126,8 @@ def test_stage_b_with_a_frozen_encoder() -> None:
     def latent_and_condition(variables: Any, image: Any) -> Any:
         x0 = StageA(SMALL.stage_a).apply(variables["stage_a"], image, method="encode")
         effnet: Any = EffnetEncoder(SMALL.effnet_encoder).apply(variables["effnet_encoder"], image)
-        text: Any = ClipText(SMALL.clip_text).apply(variables["clip_text"], batch["ids"], batch["mask"])
+        ids, mask = jnp.asarray(batch["ids"]), jnp.asarray(batch["mask"])
+        text: Any = ClipText(SMALL.clip_text).apply(variables["clip_text"], ids, mask)
         return x0, resize_bilinear(effnet, (8, 8)), text[1]
 
     @compiled
@@ -157,7 +158,7 @@ def test_stage_a_passes_gradients_straight_through_its_codebook() -> None:
     gradient = compiled(jax.grad(lambda p, b: make_task(config).loss(p, collections, {}, b).loss.mean()))
     in_params = gradient(params, batch)["stage_a"]
 
-    image = batch["image"].astype(np.float32) / 255
+    image = jnp.asarray(batch["image"], jnp.float32) / 255
     use = drawn(batch, 1) < 0.5
     assert use.any() and not use.all()
     module = StageA(SMALL.stage_a)
