@@ -47,6 +47,11 @@ def test_step_is_the_formula(eta):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-3)
 
 
+def test_networks_are_given_the_t_of_the_cosine_schedule():
+    table = make_table(DiffusionConfig(steps=5))
+    np.testing.assert_allclose(table.r[1:5], [0.8, 0.6, 0.4, 0.2], atol=1e-5)
+
+
 def test_ddim_reaches_x0_from_the_true_noise():
     """With the noise that made x, every deterministic step stays on the way to x₀."""
     x0 = jax.random.normal(jax.random.key(0), (1, *SHAPE))

@@ -39,7 +39,9 @@ def test_global_response_norm(scale: float) -> None:
     x, gamma = scale * normal(2, 4, 5, 6), normal(6, seed=1)
     double = torch.from_numpy(x).double()
     norm = torch.linalg.vector_norm(double, dim=(1, 2), keepdim=True)
-    expected = double * torch.from_numpy(gamma).double() * norm / (norm.mean(-1, keepdim=True) + 1e-6) + double
+    expected = (
+        double * torch.from_numpy(gamma).double() * norm / (norm.mean(-1, keepdim=True) + 1e-6) + double
+    )
     params = {"params": {"gamma": jnp.asarray(gamma), "beta": jnp.zeros(6)}}
     found = GlobalResponseNorm().apply(params, jnp.asarray(x))
     assert relative_error(found, expected.numpy()) < 1e-5

@@ -27,7 +27,9 @@ def test_every_mutant_has_tests_or_a_reason_to_have_none() -> None:
         assert bool(mutant.tests) != bool(mutant.equivalent), mutant.name
         for test in mutant.tests:
             file, _, name = test.partition("::")
-            assert Path(file).name.startswith("test_") and f"def {name or 'test_'}" in (ROOT / file).read_text()
+            assert (
+                Path(file).name.startswith("test_") and f"def {name or 'test_'}" in (ROOT / file).read_text()
+            )
 
 
 @pytest.mark.parametrize("old", ["not in the file", "import"])

@@ -32,9 +32,7 @@ def rate_of(schedule: str, warmup: int, n: int) -> float:
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 @pytest.mark.parametrize("warmup", [0, 1, 4])
 def test_rates(schedule: Any, warmup: int) -> None:
-    config = OptimizerConfig(
-        learning_rate=PEAK, schedule=schedule, warmup_steps=warmup, final_fraction=FINAL
-    )
+    config = OptimizerConfig(learning_rate=PEAK, schedule=schedule, warmup_steps=warmup, final_fraction=FINAL)
     rate = learning_rate(config, STEPS)
     found = [float(rate(n)) for n in range(STEPS + 3)]
     np.testing.assert_allclose(found, [rate_of(schedule, warmup, n) for n in range(STEPS + 3)], rtol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -64,7 +65,11 @@ def batch_of(step: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(step)
     # Twice in one bucket and at the edges of two bands.
     logsnr = np.array([-11.0, -2.0, 0.03, 0.04, 4.0, 7.5])
-    batch = {"x": random.standard_normal((SAMPLES, 3)), "y": random.standard_normal(SAMPLES), "logsnr": logsnr}
+    batch = {
+        "x": random.standard_normal((SAMPLES, 3)),
+        "y": random.standard_normal(SAMPLES),
+        "logsnr": logsnr,
+    }
     return {name: x.astype(np.float32) for name, x in batch.items()}
 
 
@@ -94,7 +99,7 @@ def test_steps_are_the_formulas(weight: str, accumulate: int) -> None:
         # Bands are closed below; the first takes what is smaller, too.
         members = [
             (logsnr >= (low if i else -np.inf)) & (logsnr < high)
-            for i, (low, high) in enumerate(zip(BANDS[:-1], BANDS[1:], strict=True))
+            for i, (low, high) in enumerate(itertools.pairwise(BANDS))
         ]
         expected = {
             "loss": losses.mean(),
