@@ -86,8 +86,8 @@ MUTANTS = (
     Mutant(
         "affine layer norm: epsilon",
         LAYERS,
-        'class LayerNorm(nn.Module):\n    """Layer norm with affine parameters `scale` and `bias`; statistics in float32."""\n\n    epsilon: float = 1e-5',
-        'class LayerNorm(nn.Module):\n    """Layer norm with affine parameters `scale` and `bias`; statistics in float32."""\n\n    epsilon: float = 1e-6',
+        'statistics in float32."""\n\n    epsilon: float = 1e-5',
+        'statistics in float32."""\n\n    epsilon: float = 1e-6',
         (TEST_NORMS,),
     ),
     Mutant("batch norm: biased variance kept", LAYERS, "(count / max(count - 1, 1))", "1.0", (TEST_NORMS,)),

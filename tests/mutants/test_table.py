@@ -35,5 +35,5 @@ def test_every_mutant_has_tests_or_a_reason_to_have_none() -> None:
 @pytest.mark.parametrize("old", ["not in the file", "import"])
 def test_a_text_that_is_not_there_once_is_refused(old: str) -> None:
     mutant = Mutant("strange", "training/step.py", old, "")
-    with pytest.raises(ValueError, match="'strange' replaces .* occurs [0-9]+ times in .*step.py"):
+    with pytest.raises(ValueError, match=r"'strange' replaces .* occurs [0-9]+ times in .*step\.py"):
         mutant.applied((ROOT / mutant.path).read_text())
