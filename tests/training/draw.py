@@ -92,11 +92,12 @@ def filled(path: Any, struct: jax.ShapeDtypeStruct, sharding: jax.sharding.Shard
 def drawn(name: str, mesh: jax.sharding.Mesh, ways: Sequence[str]) -> dict[str, np.ndarray]:
     """The pictures of one task, decoded in each of `WAYS` that is asked for."""
     from ultrapixel_jax.checkpoints.sources import Sources
-    from ultrapixel_jax.sampling import pipeline, tiling
+    from ultrapixel_jax.sampling import tiling
+    from ultrapixel_jax.sampling.requests import DECODE_BYTES
     from ultrapixel_jax.training import state as states
     from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
     from ultrapixel_jax.training.optimizer import make_optimizer
-    from ultrapixel_jax.training.pictures import DECODE_BYTES, make_pictures
+    from ultrapixel_jax.training.pictures import make_pictures
     from ultrapixel_jax.training.tasks import make_task
 
     config, out = config_of(name), {}
@@ -115,10 +116,7 @@ def drawn(name: str, mesh: jax.sharding.Mesh, ways: Sequence[str]) -> dict[str, 
             window = WINDOW[name in SAMPLING] if way == "tiled" else 1000
             width = config.model.stage_a.c_hidden / tiling.MEASURED_WIDTH * ROWS
             bytes_per_latent = {"float32": int(DECODE_BYTES / window**2 / width)}
-            with (
-                mock.patch.dict(tiling.BYTES_PER_LATENT, bytes_per_latent),
-                mock.patch.object(pipeline, "UNTILED_PIXELS", 0, create=True),
-            ):
+            with mock.patch.dict(tiling.BYTES_PER_LATENT, bytes_per_latent):
                 out[f"{name}, {way}"] = draw(state, frozen, batch)
     return out
 

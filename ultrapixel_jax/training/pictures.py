@@ -28,11 +28,10 @@ from ultrapixel_jax.models.scan import unstack
 from ultrapixel_jax.models.stage_a import StageA
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sampling.pipeline import Cascade
-from ultrapixel_jax.sampling.requests import Request
+from ultrapixel_jax.sampling.requests import DECODE_BYTES, Request
 from ultrapixel_jax.sampling.tiling import decode_tiled, halo_for, tile_for_budget, to_uint8
 from ultrapixel_jax.sharding import batch_multiple, batch_sharding, fetch
 from ultrapixel_jax.sizes import (
-    LR_SIDE,
     STAGE_C_FACTOR,
     Bucket,
     padded_pixels,
@@ -52,8 +51,6 @@ Place = Callable[[np.ndarray], jax.Array]
 SAMPLES = "samples"
 SHOWN = 8
 """Most images of a batch that are shown beside their reconstruction."""
-DECODE_BYTES = 4 * 10**9
-"""Memory that stage A's decoder may take, beside what training holds."""
 
 
 def make_pictures(task: Task, sources: Sources, mesh: Mesh, place: Place) -> Pictures:
@@ -153,20 +150,13 @@ class _Sampling(_Drawing):
             self._task.config.pictures,
             self._task.config.model,
         )
-        lr_side = model.guidance.lr_side if model.guidance else LR_SIDE
         requests = [
-            Request(prompt, "", i, *pictures.size, stage_c=model.sampling_c, stage_b=model.sampling_b,
-                    preview=pictures.preview, lr_side=lr_side)
+            Request(prompt, "", i, *pictures.size, stage_c=model.sampling_c, stage_b=model.sampling_b)
             for i, prompt in enumerate(pictures.prompts)
         ]  # fmt: skip
         multiple = batch_multiple(self._mesh)
-        results = cascade.generate(
-            requests,
-            bucket=requests[0].bucket,
-            batch_size=-(-len(requests) // multiple) * multiple,
-            preview=pictures.preview,
-        )
-        cascade.replace_variables({})
+        results = cascade.generate(requests, batch_size=-(-len(requests) // multiple) * multiple)
+        cascade.drop_variables()
         return np.stack([result.image for result in results])
 
 
@@ -203,7 +193,7 @@ class _Decoding(_Drawing):
             Request(c, "", i, height, width, stage_c=settings, stage_b=settings) for i, c in enumerate(filled)
         ]
         made = cascade.decode(requests, bucket, latent)[:n, :height, :width]
-        cascade.replace_variables({})
+        cascade.drop_variables()
         return np.concatenate([images, made])
 
 
