@@ -37,7 +37,7 @@ def collectives(program: str) -> dict[str, int]:
 def forward(variables, x, kv):
     x = constrain(x, "batch", "height", "width", "channel")
     out = BLOCK.apply(variables, x, kv)
-    return constrain(out, "batch", "height", "width", "channel")  # pyright: ignore[reportArgumentType]
+    return constrain(out, "batch", "height", "width", "channel")
 
 
 def with_gradients(variables, x, kv):

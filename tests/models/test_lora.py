@@ -38,7 +38,7 @@ def loss(variables, scanned):
     shapes = ((2, 5, 48), (2, 48), (2, 40), (2, 6, 6, 16))
     *text, x = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
     conditioning = module.apply(variables, *text, method="condition")
-    epsilon = module.apply(variables, x, jnp.asarray([0.3, 0.7]), conditioning).epsilon  # pyright: ignore
+    epsilon = module.apply(variables, x, jnp.asarray([0.3, 0.7]), conditioning).epsilon
     return jnp.sin(epsilon).mean(), epsilon
 
 

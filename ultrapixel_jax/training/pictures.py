@@ -206,13 +206,14 @@ def _stage_a(task: Task, mesh: Mesh, place: Place) -> Pictures:
     def draw(state: TrainState, frozen: Any, batch: Mapping[str, Any]) -> np.ndarray:
         del frozen
         images, variables = shown(batch, place), trained_variables(task, state)["stage_a"]
+        n, height, width, _ = images.shape
         latent = encode(variables, spread(images, mesh))
         tile = tile_for_budget(DECODE_BYTES, config, jnp.float32, len(latent))
         made = decode_tiled(
-            lambda z: decode(variables, z), latent, tile, halo_for(config), size=images.shape[1:3],
+            lambda z: decode(variables, z), latent, tile, halo_for(config), size=(height, width),
             as_uint8=True,
         )  # fmt: skip
-        return np.concatenate([images, made[: len(images)]])
+        return np.concatenate([images, made[:n]])
 
     return draw
 
