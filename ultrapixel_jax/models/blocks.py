@@ -87,12 +87,13 @@ class TimestepBlock(nn.Module):
                 name="mapper" if name == "r" else f"mapper_{name}",
             )  # fmt: skip
             total = total + mapper(time[name])
-        # Two numbers a channel are gathered where `tensor` divides channels, and not the map.
-        return modulate(x, constrain(total, "batch", "channel"))
+        return modulate(x, total)
 
 
 def modulate(x: Float[Array, "b h w c"], ab: Float[Array, "#b c2"]) -> Float[Array, "b h w c"]:
     """`x·(1 + a) + b` with the halves a, b of `ab`, in float32."""
+    # Two numbers a channel are gathered where `tensor` divides channels, and not the map.
+    ab = constrain(ab, "batch", "channel")
     a, b = jnp.split(ab[:, None, None].astype(jnp.float32), 2, axis=-1)
     return (x.astype(jnp.float32) * (1.0 + a) + b).astype(x.dtype)
 
