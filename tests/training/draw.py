@@ -17,6 +17,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ultrapixel_jax.training.config import (
     GuidanceTask,
@@ -138,6 +139,7 @@ def main(out: str, process: str, count: str, port: str, ways: str, *names: str) 
     use()
     mesh, pictures = mesh_of_four(jax.devices()), {}
     for name in names or TASKS:
+        multihost_utils.sync_global_devices(name)  # they must not be 30 s apart when they first exchange
         pictures |= drawn(name, mesh, ways.split(","))
         print(name, file=sys.stderr, flush=True)
     np.savez(Path(out) / f"{process}.npz", **pictures)
