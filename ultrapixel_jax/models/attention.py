@@ -8,7 +8,6 @@ logits again instead of keeping them.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -48,9 +47,11 @@ def _attention(q: Array, k: Array, v: Array) -> Array:
         return _flash_gpu(q, k, v)
     if q.dtype == jnp.bfloat16 and jax.default_backend() == "tpu" and isinstance(pairs, int) and not small:
         return by_examples_and_heads(_flash_tpu, kernel=True)(q, k, v)  # importing Pallas takes CPUs too long
-    here = functools.partial(
-        jax.lax.platform_dependent, cpu=_by_queries if small else _by_heads, default=_by_queries
-    )
+
+    def here(q: Array, k: Array, v: Array) -> Array:
+        cpu = _by_queries if small else _by_heads
+        return jax.lax.platform_dependent(q, k, v, cpu=cpu, default=_by_queries)
+
     return by_examples_and_heads(here)(q, k, v)
 
 
