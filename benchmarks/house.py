@@ -9,13 +9,14 @@ that it imports from, at the top of a file or inside a function. `STOREYS` says 
 
 from __future__ import annotations
 
-import argparse
 import ast
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from xml.sax.saxutils import escape
+
+from ultrapixel_jax import commands
 
 PACKAGE = "ultrapixel_jax"
 ROOT = Path(__file__).parent.parent
@@ -177,16 +178,19 @@ def _text(x: float, y: float, text: str, size: float, *, bold: bool = False) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the sizes, or write the picture."""
-    p = argparse.ArgumentParser(prog="python -m benchmarks.house", description=__doc__)
-    p.add_argument("--root", type=Path, default=ROOT, help="of another checkout (default: this one)")
-    p.add_argument("--svg", type=Path, metavar="FILE", help="where the picture is written")
-    o = p.parse_args(argv)
-    if o.svg:
-        o.svg.write_text(svg(), encoding="utf-8")
-    else:
-        print(sizes(o.root))
-    return 0
+    """Print the sizes, or write the picture; returns the exit code."""
+    p = commands.Parser("python -m benchmarks.house", __doc__)
+    p.option("--root", Path, "of another checkout", ROOT, shown="this one", metavar="DIR")
+    p.option("--svg", Path, "where the picture is written", metavar="FILE")
+
+    def run() -> None:
+        o = p.read(argv)
+        if o.svg:
+            o.svg.write_text(svg(), encoding="utf-8")
+        else:
+            print(sizes(o.root))
+
+    return commands.run(run, interrupted="nothing was written")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from ultrapixel_jax.config import MESH_AXES
 from ultrapixel_jax.errors import UserError
 
 P = PartitionSpec
-MESH_AXES = ("data", "fsdp", "tensor", "rows")
 
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # The last linear layer of an MLP or of an attention takes what `tensor` split and joins it again.

@@ -14,16 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ultrapixel_jax.config import (
-    DTYPES,
-    MAX_STEPS,
-    DiffusionConfig,
-    SamplerName,
-    ScheduleName,
-    check_dtype,
-    unknown_key,
-)
-from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.config import DTYPES, MAX_STEPS, DiffusionConfig, SamplerName, ScheduleName, check_dtype
+from ultrapixel_jax.errors import UserError, unknown_key
 from ultrapixel_jax.sampling.requests import MAX_SEED, check_prompt
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
