@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from ultrapixel_jax.config import DTYPES, MESH_AXES, check_dtype, parse_mesh
 from ultrapixel_jax.errors import UserError, nearest, one_line
 
+Real = float | int
 OTHERS = {
     "batch": ("batch-size",),
     "cfg-scale": ("cfg",),
@@ -80,10 +81,10 @@ def whole(low: int, high: int) -> Reader:
     return Reader(read, "N")
 
 
-def number(above: float | None = None, low: float | None = None, high: float | None = None) -> Reader:
+def number(above: Real | None = None, low: Real | None = None, high: Real | None = None) -> Reader:
     """Of a finite number `above` one, or from `low`, and up to `high`."""
-    floor = f"above {above:g}" if above is not None else "" if low is None else f"{low:g}"
-    allowed = floor if high is None else f"{floor} to {high:g}"
+    parts = [(above, "above"), (low, "at least"), (high, "at most")]
+    allowed = " and ".join(f"{word} {bound:g}" for bound, word in parts if bound is not None)
 
     def read(text: str) -> float:
         try:
@@ -219,7 +220,7 @@ def run(action: Callable[[], int | None], *, interrupted: str) -> int:
 def _stdout_is_closed() -> bool:
     """Whether nobody reads stdout any more; if so, it leads nowhere from now on."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True

@@ -19,17 +19,22 @@ def one_line(message: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """What `name` is a slip for among the `known`, if any is near: of a dotted one, also its last part."""
+    """What `name` is a slip for among the `known`, if any is near.
+
+    Of names like ``optimizer.betas`` the last part may be given alone, and parts are compared one by one.
+    """
+    above, _, last = _plain(name).rpartition(".")
     plain: dict[str, str] = {}
     for one in known:
-        whole = _plain(one)
-        plain.setdefault(whole.rpartition(".")[2], one)
-        plain[whole] = one
-    wanted = _plain(name)
-    if near := difflib.get_close_matches(wanted, plain, n=1, cutoff=0.7):
+        room, _, part = _plain(one).rpartition(".")
+        if not above or difflib.get_close_matches(above, [room], cutoff=0.7):
+            plain.setdefault(part, one)
+            if not room:
+                plain[part] = one
+    if near := difflib.get_close_matches(last, plain, n=1, cutoff=0.7):
         return plain[near[0]]
-    longer = {one for short, one in plain.items() if f"-{wanted}-" in f"-{short}-"}
-    return longer.pop() if len(longer) == 1 else None
+    longer = [one for part, one in plain.items() if f"-{last}-" in f"-{part}-"]
+    return longer[0] if len(longer) == 1 else None
 
 
 def _plain(name: str) -> str:
