@@ -102,3 +102,11 @@ def test_every_import_is_declared() -> None:
 
 def test_the_picture_is_drawn_from_the_plan() -> None:
     assert (ROOT / "docs" / "house.svg").read_text(encoding="utf-8") == house.svg()
+
+
+def test_sections_that_docstrings_name_are_there() -> None:
+    """`§n` is a section of docs/specification.md."""
+    page = (ROOT / "docs" / "specification.md").read_text(encoding="utf-8")
+    written = set(re.findall(r"^## (\d+)\.", page, re.MULTILINE))
+    named = {n for path in files() for n in re.findall(r"§(\d+)", path.read_text(encoding="utf-8"))}
+    assert named and named <= written
