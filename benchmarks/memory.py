@@ -115,7 +115,9 @@ def run(argv: list[str]) -> None:
     for size in o.sizes:
         for stage, lowered in programs(config, Bucket.of(*size), mesh).items():
             if o.stage in (None, stage):
-                memory: Any = lowered.compile(compiler_options("bfloat16", stage == "B")).memory_analysis()
+                options = compiler_options("bfloat16", wide_maps=stage == "B")
+                compiled = lowered.compile(options)
+                memory: Any = compiled.memory_analysis()
                 cells = (memory.argument_size_in_bytes / 1e9, memory.temp_size_in_bytes / 1e9)
                 print(
                     f"| {size[0]}x{size[1]} | {name} | {stage} | {cells[0]:.2f} | {cells[1]:.2f} |",

@@ -76,11 +76,11 @@ def measure(o: argparse.Namespace, name: str, size: tuple[int, int]) -> dict[str
     if name == "image":
         return row | whole_picture(config, size, o.dtype, o.repeat)
     use_torch = o.torch and jax.default_backend() == "cpu"
-    case = build("a" if name == "a-tiled" else name, config, size, o.dtype, use_torch)
+    case = build("a" if name == "a-tiled" else name, config, size, o.dtype, torch=use_torch)
     if name.startswith("a"):
         row["dtype"] = "float32"
     row |= {"latent": f"{case.latent[0]}x{case.latent[1]}", "batch": case.batch}
-    options = compiler_options(row["dtype"], name in ("a", "a-tiled", "b"))
+    options = compiler_options(row["dtype"], wide_maps=name in ("a", "a-tiled", "b"))
     if name == "a-tiled":
         from ultrapixel_jax.sampling.tiling import decode_tiled, halo_for, tile_for_budget
 
