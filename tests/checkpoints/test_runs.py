@@ -114,8 +114,8 @@ def test_a_checkpoint_of_runs_is_sampled_as_they_are(tmp_path: Path) -> None:
 
 def test_average_or_parameters(guidance) -> None:
     weights = RunWeights.open(guidance[0])
-    equal(weights.restore()["guidance"]["params"], guidance[1]["guidance"])
-    plain = weights.restore(ema=False)["guidance"]["params"]
+    equal(weights.restore("guidance")["params"], guidance[1]["guidance"])
+    plain = weights.restore("guidance", ema=False)["params"]
     first = jax.tree.leaves(plain)[0]
     assert (np.asarray(first) != np.asarray(jax.tree.leaves(guidance[1])[0])).any()
 

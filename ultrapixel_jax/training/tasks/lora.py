@@ -32,14 +32,19 @@ class TrainLora(Task):
         """Stage C, and the encoders where latents are not cached."""
         return ("stage_c", *encoders(self))
 
-    def arrange(self, name: str, variables: Variables) -> dict[str, Any]:
+    def stacks(self, name: str) -> bool:
         """Stage C stays unrolled, since changes are added to its layers by name."""
-        return dict(variables)
+        del name
+        return False
+
+    def arrange(self, name: str, variables: Variables) -> dict[str, Any]:
+        """The changes are without text tokens."""
+        params = {k: v for k, v in variables["params"].items() if name != "lora" or k != "embeddings"}
+        return {**variables, "params": params}
 
     def initial(self, name: str, key: Array) -> dict[str, Any]:
         """Fresh changes, without text tokens."""
-        variables = lora.init(key, self.config.model.lora)
-        return {"params": {k: v for k, v in variables["params"].items() if k != "embeddings"}}
+        return self.arrange(name, lora.init(key, self.config.model.lora))
 
     def flops(self, shapes: Shapes) -> int:
         """Forward and back through the frozen pass; gradients of the attention's weights are left out."""
