@@ -54,7 +54,7 @@ TASKS = {
     "guidance": GuidanceTask(),
     "lora": LoraTask(),
     "stage_c": StageCTask(train_text_encoder=True),
-    "stage_b": StageBTask(condition_scales=(1.0,)),
+    "stage_b": StageBTask(train_encoder=False, condition_scales=(1.0,)),
     "stage_a": StageATask(crop=32),
     "previewer": PreviewerTask(train_encoder=True),
     "text": TextTask(),
