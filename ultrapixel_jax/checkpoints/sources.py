@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ultrapixel_jax.checkpoints.arrays import stored_shapes
 from ultrapixel_jax.checkpoints.directory import restore
 from ultrapixel_jax.checkpoints.manifest import ComponentInfo, identity, read_manifest
 from ultrapixel_jax.checkpoints.runs import RunWeights, is_run
@@ -214,12 +215,14 @@ def _digest(content: Any) -> str:
 
 
 def _from_checkpoint(
-    directory: Any, name: str, config: Any, kind: str | None
+    directory: Path, name: str, config: Any, kind: str | None
 ) -> Callable[[Form], dict[str, Any]]:
     """Loads a component of a checkpoint; compares it with the shapes of a `kind` of network, if given."""
 
     def load(form: Form) -> dict[str, Any]:
         like = components.abstract(kind, config) if kind else None
+        if like and kind == "lora" and "params/embeddings" not in stored_shapes(directory / name):
+            del like["params"]["embeddings"]  # as training leaves it, without new text tokens
         variables = restore(directory, name, like=like, dtype=form.dtype, shardings=form.place)
         return scan.stack_on_devices(variables, config) if form.stacked else variables
 
