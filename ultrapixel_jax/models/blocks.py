@@ -96,6 +96,8 @@ class TimestepBlock(nn.Module):
 
 def modulate(x: Float[Array, "b h w c"], ab: Float[Array, "#b c2"]) -> Float[Array, "b h w c"]:
     """`x·(1 + a) + b` with the halves a, b of `ab`, in float32."""
+    # Two numbers a channel are gathered where `tensor` divides channels, and not the map.
+    ab = constrain(ab, "batch", "channel")
     a, b = jnp.split(ab[:, None, None].astype(jnp.float32), 2, axis=-1)
     return (x.astype(jnp.float32) * (1.0 + a) + b).astype(x.dtype)
 
@@ -131,7 +133,8 @@ class AttnBlock(nn.Module):
         b, h, w, c = x.shape
         tokens = layer_norm(x).reshape(b, h * w, c)
         # Gathered where devices divide the rows: a divided axis cannot be extended without moving all of it.
-        own = (constrain(layer(tokens), "batch", "tokens", "channel") for layer in (self.key, self.value))
+        # Heads that `tensor` divides stay divided: each device attends with its own.
+        own = (constrain(layer(tokens), "batch", "tokens", "heads") for layer in (self.key, self.value))
         k, v = (jnp.concatenate([self._heads(x), of], axis=1) for x, of in zip(own, kv, strict=True))
         y = attention(self._heads(self.query(tokens)), k, v)
         return x + self.out(y.reshape(b, h * w, c)).reshape(b, h, w, c)
@@ -217,6 +220,12 @@ class Level(nn.Module):
         ]
 
     @property
+    def _rest(self) -> dict[str, Any]:
+        """Variables of all blocks but the first, stacked."""
+        kinds = (kind for kind in ("params", "lora") if self.has_variable(kind, "rest"))
+        return {kind: self.get_variable(kind, "rest") for kind in kinds}
+
+    @property
     def _block(self) -> Block:
         """A block that belongs to no module, to be applied to one slice of the stacked weights."""
         return Block(self.config, self.conditions, self.out_scale, self.param_dtype, parent=None)
@@ -230,10 +239,10 @@ class Level(nn.Module):
         if self.scanned and self.blocks > 1:
             block = self._block
 
-            def one(params: Any) -> list[KeysValues]:
-                return block.apply({"params": params}, tokens, method="keys_values")  # pyright: ignore
+            def one(variables: Any) -> list[KeysValues]:
+                return block.apply(variables, tokens, method="keys_values")  # pyright: ignore
 
-            out += jax.lax.map(one, self.get_variable("params", "rest"))
+            out += jax.lax.map(one, self._rest)
         return out
 
     def _call(self, layer: nn.Module, *args: Any) -> Array:
@@ -247,14 +256,13 @@ class Level(nn.Module):
     ) -> Array:
         """All blocks but the first, in one scan that keeps only what goes from block to block."""
         block = self._block
-        rest = self.get_variable("params", "rest")
         firsts = jnp.arange(1, self.blocks) * len(self.config.layers)
 
         def body(x: Array, inputs: tuple[Any, Any, Any]) -> tuple[Array, None]:
-            params, kv, first = inputs
-            return block.apply({"params": params}, x, time, kv, keys, first), None  # pyright: ignore
+            variables, kv, first = inputs
+            return block.apply(variables, x, time, kv, keys, first), None  # pyright: ignore
 
-        return jax.lax.scan(jax.checkpoint(body), x, (rest, list(kv), firsts))[0]
+        return jax.lax.scan(jax.checkpoint(body), x, (self._rest, list(kv), firsts))[0]
 
     def __call__(
         self,

@@ -38,7 +38,8 @@ def stack(
     """Variables of an unrolled network to those of a `scanned` one.
 
     `layer_3`, `layer_6`, … of a level whose blocks are C T A become `rest/layer_0` with a leading
-    axis, and so on; the first block stays, since it alone takes the skip. `join` stacks arrays.
+    axis, and so on; the first block stays, since it alone takes the skip. Layers may be missing, in all
+    blocks alike. `join` stacks arrays.
     """
     params = dict(variables["params"])
     for name, (length, blocks) in _levels(config).items():
@@ -49,9 +50,10 @@ def stack(
                     lambda *xs: join(xs), *(level[f"layer_{b * length + k}"] for b in range(1, blocks))
                 )
                 for k in range(length)
+                if f"layer_{length + k}" in level
             }
         for n in range(length, length * blocks):
-            del level[f"layer_{n}"]
+            level.pop(f"layer_{n}", None)
         params[name] = level
     return {**variables, "params": params}
 
