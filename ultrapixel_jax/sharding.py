@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
 from ultrapixel_jax.errors import UserError
 
@@ -140,6 +140,21 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Placement of arrays whose first axis is the batch."""
     return NamedSharding(mesh, P(ACTIVATION_AXES["batch"]))
+
+
+def by_batch(x: Array) -> Array:
+    """`x`, where devices of a mesh share it, divided along its first axis alone, if that divides."""
+    placed = x.sharding
+    if not isinstance(placed, NamedSharding) or x.shape[0] % batch_multiple(placed.mesh):  # pyright: ignore
+        return x
+    return jax.device_put(x, batch_sharding(placed.mesh))  # pyright: ignore
+
+
+def fetch(x: Any) -> Shaped[np.ndarray, "..."]:
+    """An array on the host; where processes share it, all of it in each of them."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
 
 
 def batch_multiple(mesh: Mesh | None) -> int:

@@ -34,7 +34,7 @@ SETTINGS_C = (*SETTINGS_B, "cfg_hr")
 """Options of stage C's."""
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
-     "no_cache", "no_ema", "quiet"]
+     "no_cache", "no_ema", "quiet", "distributed", "coordinator"]
 )  # fmt: skip
 """What may be given beside ``--reproduce``; the rest is the picture's."""
 
@@ -70,6 +70,10 @@ class Options:
     reproduce: Path | None
     process_index: int
     process_count: int
+    coordinator: str
+    """HOST:PORT of process 0, where processes share a mesh and it is not detected."""
+    distributed: bool
+    """Whether processes share the mesh; without, they share the list alone."""
     cache_dir: Path | None
     """Compilation cache; None with `no_cache` false is the user's cache directory."""
     no_cache: bool
@@ -128,6 +132,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         reproduce=values.reproduce,
         process_index=_or(values.process_index, 0),
         process_count=_or(values.process_count, 1),
+        coordinator=values.coordinator or "",
+        distributed=values.distributed or bool(values.coordinator),
         cache_dir=values.cache_dir,
         no_cache=values.no_cache,
         ema=not values.no_ema,
@@ -264,14 +270,21 @@ def _parser() -> argparse.ArgumentParser:
         "--process-index",
         type=_whole("--process-index", 0, 65_535),
         metavar="I",
-        help="which share of the list this process makes (default: 0)",
+        help="which share of the list this process makes; with --coordinator, its number (default: 0)",
     )
     add(
         "--process-count",
         type=_whole("--process-count", 1, 65_536),
         metavar="N",
-        help="number of processes that share the list (default: 1)",
+        help="number of processes that share the list or, with --coordinator, the mesh (default: 1)",
     )
+    add(
+        "--distributed",
+        action="store_true",
+        help="one --mesh over all processes, which TPU pods, SLURM, Open MPI and Kubernetes name; process 0 "
+        "writes",
+    )
+    add("--coordinator", metavar="HOST:PORT", help="of process 0, for --distributed where it is not detected")
     add("--cache-dir", type=Path, metavar="DIR", help="compilation cache (default: the user's cache)")
     add("--no-cache", action="store_true", help="keep no compilation cache")
     return parser
@@ -299,8 +312,9 @@ def _add_sampler(group: argparse._ArgumentGroup, suffix: str, steps: int, cfg: s
 
 
 def _check_together(values: argparse.Namespace, given: set[str]) -> None:
-    if "reproduce" in given and given - WITH_REPRODUCE:
-        other = min(given - WITH_REPRODUCE).replace("_", "-")
+    allowed = WITH_REPRODUCE | ({"process_index", "process_count"} if "coordinator" in given else set())
+    if "reproduce" in given and given - allowed:
+        other = min(given - allowed).replace("_", "-")
         raise UserError(f"--reproduce takes everything from the picture; leave out --{other}")
     if "size" in given and given & {"height", "width"}:
         raise UserError("give either --size or --height and --width")
@@ -314,6 +328,13 @@ def _check_together(values: argparse.Namespace, given: set[str]) -> None:
         raise UserError(f"--process-index {index} must be below --process-count {count}")
     if "no_cache" in given and "cache_dir" in given:
         raise UserError("give either --cache-dir or --no-cache")
+    shares = {"process_index", "process_count"}
+    if "coordinator" in given and (not shares <= given or not re.fullmatch(r".+:[0-9]+", values.coordinator)):
+        raise UserError("--coordinator HOST:PORT takes --process-index and --process-count beside it")
+    if "distributed" in given and "coordinator" not in given and shares & given:
+        raise UserError("--distributed detects its processes; leave out --process-index and --process-count")
+    if given & {"distributed", "coordinator"} and "mesh" not in given:
+        raise UserError("processes that draw together share a mesh; give --mesh, such as data=16")
 
 
 def _existing_directory(path: Path | None) -> Path | None:

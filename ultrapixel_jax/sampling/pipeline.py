@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Float, UInt8
 
 from ultrapixel_jax import sizes
@@ -41,6 +40,7 @@ from ultrapixel_jax.report import Report
 from ultrapixel_jax.sampling.pictures import config_identity
 from ultrapixel_jax.sampling.requests import Request
 from ultrapixel_jax.sampling.tiling import decode_tiled, halo_for, tile_for_budget, to_uint8
+from ultrapixel_jax.sharding import fetch
 from ultrapixel_jax.sizes import Bucket
 
 LR, HR, STAGE_B = range(3)
@@ -439,13 +439,6 @@ class Cascade:
             done, chunk = last, max(1, min(steps, int(CHUNK_SECONDS / max(per_step, 1e-6))))
             progress(stage, done, steps)
         return state
-
-
-def fetch(x: Any) -> np.ndarray:
-    """An array on the host; where processes share it, all of it in each of them."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)
 
 
 @contextlib.contextmanager

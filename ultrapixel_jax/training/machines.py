@@ -10,6 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from ultrapixel_jax import processes
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sharding import make_mesh, nearest, written
 from ultrapixel_jax.training.config import MachinesConfig, MeshConfig
@@ -21,21 +22,11 @@ def join(config: MachinesConfig) -> None:
     Raises:
         UserError: nothing was detected, or the others were not reached.
     """
-    if not (config.distributed or config.coordinator):
-        return
-    try:
-        given = bool(config.coordinator)
-        jax.distributed.initialize(
-            config.coordinator if given else None,
-            config.process_count if given else None,
-            config.process_id if given else None,
-            heartbeat_timeout_seconds=config.silence,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the other processes were not reached ({' '.join(str(error).split()):.200}); give "
-            "--machines.coordinator HOST:PORT, --machines.process-id and --machines.process-count"
-        ) from error
+    if config.distributed or config.coordinator:
+        processes.join(
+            config.coordinator, config.process_id, config.process_count,
+            silence=config.silence, patience=config.patience,
+        )  # fmt: skip
 
 
 def mesh_of(config: MeshConfig) -> Mesh:
