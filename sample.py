@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ultrapixel_jax import processes
-from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sampling.options import Options, one_line, parse_arguments
+from ultrapixel_jax import commands, processes
+from ultrapixel_jax.errors import UserError, one_line
+from ultrapixel_jax.sampling.options import Options, parse_arguments
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
-    return processes.run(
-        lambda: run(parse_arguments(argv)),
-        interrupted="interrupted: finished pictures are kept, and the same command continues",
-    )
+    stopped = "finished pictures are kept, and the same command continues"
+    return commands.run(lambda: processes.together(lambda: run(parse_arguments(argv))), interrupted=stopped)
 
 
 def run(options: Options) -> int:

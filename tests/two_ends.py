@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from ultrapixel_jax import processes
+from ultrapixel_jax import commands, processes
 from ultrapixel_jax.errors import UserError
 
 
@@ -28,4 +28,8 @@ def main(index: int, count: int, address: str, what: str) -> int:
 
 if __name__ == "__main__":
     index, count, address, what = sys.argv[1:]
-    sys.exit(processes.run(lambda: main(int(index), int(count), address, what), "interrupted"))
+
+    def action() -> int:
+        return processes.together(lambda: main(int(index), int(count), address, what))
+
+    sys.exit(commands.run(action, interrupted="again"))

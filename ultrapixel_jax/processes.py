@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.errors import UserError, one_line
 
 SOON = 3.0
 """Seconds after which a process says that it waits for the others."""
@@ -34,11 +34,6 @@ PREFIX = "ultrapixel_jax"
 
 _group: _Group | None = None
 """The processes that this one has joined."""
-
-
-def count() -> int:
-    """Number of processes that joined; 1 without others."""
-    return 1 if _group is None else _group.count
 
 
 def is_first() -> bool:
@@ -100,37 +95,26 @@ def agreed(decide: Callable[[], Any], name: str) -> Any:
     return json.loads(_group.client.blocking_key_value_get(key, LONG))
 
 
-def run(command: Callable[[], int], interrupted: str) -> int:
-    """The exit code of `command`: its own, 2 after one line for a `UserError`, 130 when interrupted.
+def together(command: Callable[[], int]) -> int:
+    """The exit code of `command`, which all processes run: what ends one ends all, with its exit code.
 
-    With many processes, what ends one ends all, with its exit code, and process 0 prints why.
-
-    Args:
-        command: returns its exit code.
-        interrupted: the line to print at an interrupt.
+    Process 0 prints why. Without others errors go on to the caller.
     """
     try:
         code = command()
-    except UserError as error:
-        return _end(2, f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        return _end(130, interrupted)
-    except Exception:
+    except BaseException as error:
         if _group is None:
             raise
-        return _end(1, traceback.format_exc())
+        if isinstance(error, UserError):
+            _group.end(2, f"error: {one_line(error)}")
+        if isinstance(error, KeyboardInterrupt):
+            _group.end(130, "interrupted: the same command continues")
+        _group.end(1, traceback.format_exc())
     if _group is not None:
         # Another may still fail, with what it does last: then all do.
         _group.client.wait_at_barrier(f"{PREFIX}/done", LONG)
         _group.watch.close()
     return code
-
-
-def _end(code: int, text: str) -> int:
-    if _group is None:
-        print(text, file=sys.stderr)
-        return code
-    return _group.end(code, text)
 
 
 @dataclasses.dataclass

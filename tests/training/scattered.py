@@ -36,12 +36,10 @@ class Case:
 TWO = Case((2, 2), "0,3,1,2", ("--mesh.fsdp", "2"))
 TWO_TENSOR = Case((2, 2), "2,0,1,3", ("--mesh.tensor", "2"))
 FOUR = Case((1, 1, 1, 1), "2,0,3,1", ("--mesh.data", "4"))
-UNEVEN = Case((3, 1), "1,3,0,2", ("--mesh.fsdp", "2"))
 RUNS: dict[str, tuple[tuple[Case, int], ...]] = {
     "2 processes of 2 devices": ((TWO, STEPS),),
     "the same, then 4 of 1 from step 6 on": ((TWO, STEPS // 2), (FOUR, STEPS)),
     "4 of 1, then 2 of 2 with `tensor`": ((FOUR, STEPS // 2), (TWO_TENSOR, STEPS)),
-    "processes of 3 devices and of 1": ((UNEVEN, STEPS),),
 }
 
 

@@ -36,6 +36,13 @@ def mesh_of(config: MeshConfig) -> Mesh:
         UserError: it does not fit them.
     """
     devices = len(jax.devices())
+    owners = [device.process_index for device in jax.devices()]
+    counts = sorted({owners.count(process) for process in owners})
+    if len(counts) > 1:  # which Orbax's checkpoints do not take
+        raise UserError(
+            f"some processes have {counts[0]} devices and others {counts[-1]}; start processes of as many "
+            "devices each, such as one for each GPU"
+        )
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor, "rows": config.rows}
     if config.data == -1:
         others = (config.fsdp, config.tensor, config.rows)
