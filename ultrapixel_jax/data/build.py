@@ -28,8 +28,8 @@ from typing import Any
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import one_of, whole
 from ultrapixel_jax.data import sources
-from ultrapixel_jax.data.config import fingerprint
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import fingerprint
 
 NAMED = 10
 """Skipped items that the terminal names; the report has them all."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -14,8 +13,7 @@ import platformdirs
 from etils import epath
 
 from ultrapixel_jax.errors import UserError
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from ultrapixel_jax.files import is_full
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -31,7 +29,7 @@ def user_errors(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except ImportError as error:  # etils names the package that a bucket needs
         raise UserError(f"{what} {path}: {error}") from error
     except OSError as error:
-        if error.errno in FULL:
+        if is_full(error):
             raise UserError(f"{what} {path}: no space left; free some and run the same again") from error
         raise UserError(f"{what} {path}: {error.strerror or error}") from error
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import tempfile
@@ -29,8 +30,9 @@ from etils import epath
 from jaxtyping import Int32
 from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT
 
-from ultrapixel_jax.data.paths import FULL, is_remote, local_copy, move_in, user_errors, write_whole
+from ultrapixel_jax.data.paths import is_remote, local_copy, move_in, user_errors, write_whole
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import is_full
 
 SPLIT = "train"
 SIZES = "sizes.npy"
@@ -215,16 +217,12 @@ def write_shard(
             # The writer does not notice a full disk; the file does not open then.
             written = ADAPTER_FOR_FORMAT[ARRAY_RECORD].num_examples(partial)
         except (RuntimeError, ValueError) as error:
-            raise OSError(FULL[0], "No space left") if _looks_full(error) else error from error
+            raise OSError(errno.ENOSPC, "No space left") if is_full(error) else error from error
         if written != len(report.sizes):
             raise UserError(f"output {directory}: shard {index} was not written whole; is the disk full?")
         move_in(partial, target)
         note = directory / WORK / f"{index:05d}.json"
         write_whole(note, json.dumps(dataclasses.asdict(report)).encode())
-
-
-def _looks_full(error: Exception) -> bool:
-    return any(text in str(error) for text in ("No space left", "quota", "File too large"))
 
 
 def finish(
