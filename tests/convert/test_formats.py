@@ -58,7 +58,7 @@ def test_manifest_is_recognised_and_mapped_both_ways(known, name):
     filled = [path for step in found.steps for path in step.paths]
     assert sorted(filled) == sorted(flat)
 
-    steps = plan_export(found.format.rows, {p: s.shape for p, s in flat.items()}, name)
+    steps = plan_export(found.format.table(found.config), {p: s.shape for p, s in flat.items()}, name)
     specs = export_specs(steps, flat)
     first = 64 if component == "guidance" else None
     keys = file_keys(found.format, found.config, list(specs), first)
