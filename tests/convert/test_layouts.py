@@ -20,6 +20,7 @@ from convert.__main__ import main
 from convert.apply import flatten
 from convert.describe import look
 from convert.files import find_files
+from convert.torch_stream import HEAD
 from tests.released import state_dict, write
 from ultrapixel_jax.checkpoints.directory import read_manifest, restore
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
@@ -320,7 +321,7 @@ def test_old_pickles_run_nothing(place: str, tmp_path: Path, capsys) -> None:
     torch.save({"a": torch.ones(2), "x": evil} if place == "object" else {"a": torch.ones(2)}, path,
                _use_new_zipfile_serialization=False)  # fmt: skip
     data = path.read_bytes()
-    head = 14  # the magic number's pickle
+    head = len(HEAD)  # the magic number's pickle
     if place == "first":
         path.write_bytes(data[:head] + pickle.dumps(evil, 2) + data[head:])
     elif place == "keys":
@@ -335,7 +336,7 @@ def test_old_pickles_cut_off_or_changed(tmp_path: Path, capsys) -> None:
     path = tmp_path / "old.bin"
     torch.save({"a": torch.arange(30.0), "b": torch.ones(2, 3)}, path, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
-    for cut in [*range(14, len(data), 37), len(data) - 1]:
+    for cut in [*range(len(HEAD), len(data), 37), len(data) - 1]:
         path.write_bytes(data[:cut])
         assert main([str(path), str(tmp_path / "out"), "--config", str(TINY)]) == 2
     path.write_bytes(data + b"more")
@@ -343,7 +344,7 @@ def test_old_pickles_cut_off_or_changed(tmp_path: Path, capsys) -> None:
     rng = np.random.default_rng(0)
     for _ in range(150):  # nothing but one line, whatever is changed
         changed = bytearray(data)
-        changed[rng.integers(14, len(data))] ^= 1 << int(rng.integers(8))
+        changed[rng.integers(len(HEAD), len(data))] ^= 1 << int(rng.integers(8))
         path.write_bytes(changed)
         assert main([str(path), str(tmp_path / "out"), "--config", str(TINY)]) == 2
     errors = capsys.readouterr().err.splitlines()
