@@ -158,7 +158,7 @@ def _digests(file: TensorFile, found: Recognised) -> dict[str, str]:
     for step in found.steps:
         tensor = file.read(found.keys[step.key])
         for path, array in zip(step.paths, step.row.layout.forward(tensor) if step.paths else ()):
-            content = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            content = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             out[path] = f"{array.dtype} {array.shape} {content.hexdigest()}"
     return out
 

@@ -198,7 +198,8 @@ def test_bad_input(tmp_path, capsys):
     source.mkdir()
     tensors = state_dict("previewer", tiny.previewer)
     write(source / "previewer.safetensors", tensors)
-    write(source / "copy.safetensors", tensors)
+    changed = {key: value + (key == "blocks.0.weight") for key, value in tensors.items()}
+    write(source / "copy.safetensors", {key: value.astype(np.float32) for key, value in changed.items()})
     line = refused(capsys, tmp_path, source, out)
     assert "previewer.safetensors" in line and "copy.safetensors" in line and "only one" in line
     (source / "copy.safetensors").unlink()
