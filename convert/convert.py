@@ -98,6 +98,7 @@ def convert(
             if not _equal(chosen[name], (file, found)):
                 raise UserError(f"{name} is in both {first} and {where}; give only one of them")
             print(f"{where}: {name} once more, the same as in {first}")
+    passed_over = [path for path in passed_over if path.name != EXPORTED]
     if passed_over:
         names = ", ".join(printable(path.name) for path in passed_over[:12])
         more = f" and {len(passed_over) - 12} more" if len(passed_over) > 12 else ""
