@@ -64,10 +64,11 @@ def cache(
     dataset = records.open_dataset(config.path, records.CaptionedImages, config.cache_dir)
     plan = {
         "images": dataset.plan,
-        "content": dataset.identity,
         "checkpoint": checkpoint,
         "shard_images": shard_images,
     }
+    if isinstance(dataset.identity, str):  # else it is from before content was noted, and so is its cache
+        plan["content"] = dataset.identity
     plan |= {name: getattr(config, name) for name in SETTINGS}
     plan |= {"areas": list(config.areas), "ratios": list(config.ratios)}
     directory = epath.Path(output)
