@@ -25,11 +25,10 @@ import numpy as np
 
 from ultrapixel_jax.data import images
 from ultrapixel_jax.data.buckets import HW, Buckets, lr_size
-from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.data.config import DataConfig, fingerprint
 from ultrapixel_jax.data.plan import EXAMPLE, Plan, uniforms
 from ultrapixel_jax.data.records import CachedLatents, CaptionedImages, Dataset, open_dataset
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,8 @@ class Loader(Iterator[dict[str, Any]]):
         self.replaced: list[str] = []
         """Ids of broken examples that were met so far, in place of which others were read."""
         settings = {name: getattr(config, name) for name in ORDER_FIELDS}
-        self.identity = fingerprint([settings, dataset.plan, len(dataset)])
+        content = dataset.identity
+        self.identity = fingerprint([settings, *(content if isinstance(content, list) else [content])])
         """Tells two orders of batches apart."""
         read = _ReadCached if config.cached else _ReadImage
         self._dataset = (
@@ -257,7 +257,7 @@ class _ReadImage(_Read):
         self, record: dict[str, Any], id_: str, size: HW, place: tuple[float, float], dropped: bool, use: bool
     ) -> dict[str, Any]:
         try:
-            image = images.decode(record["image"])
+            image = images.decode(record["image"], self._config.max_megapixels)
         except images.BrokenImage as error:
             raise BrokenExample(id_, str(error)) from error
         image, low = crop_pair(image, size, place, self._config)
