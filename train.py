@@ -35,7 +35,8 @@ def train(config: TrainConfig) -> int:
 
     # ── Machines ───────────────────────────────────────────────────────────────────────────────────────
     machines.join(config.machines)
-    compilation_cache.use()
+    if compilation_cache.use() is None:
+        print("warning: no compilation cache: the user's cache directory cannot be written", file=sys.stderr)
     mesh = machines.mesh_of(config.mesh)
 
     from ultrapixel_jax.checkpoints.sources import Sources
