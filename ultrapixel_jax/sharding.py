@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import Array
 
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.target import platform
 
 P = PartitionSpec
 MESH_AXES = ("data", "fsdp", "tensor", "rows")
@@ -123,9 +124,7 @@ def by_rows(function: Callable[..., Array], mesh: AbstractMesh, *whole: bool) ->
         )  # fmt: skip
         # The gradient of what every device gets whole is a sum over devices. XLA aborts on CPUs where that
         # is in bfloat16 ("Invalid binary instruction opcode copy").
-        wide = [
-            x.dtype == jnp.bfloat16 and w and jax.default_backend() == "cpu" for x, w in zip(arrays, whole)
-        ]
+        wide = [x.dtype == jnp.bfloat16 and w and platform() == "cpu" for x, w in zip(arrays, whole)]
         return own(*(x.astype(jnp.float32) if w else x for x, w in zip(arrays, wide, strict=True)))
 
     return divided  # the other axes stay with the compiler
