@@ -45,7 +45,7 @@ def jax_way(layer: str, way: str, tokens: int, dtype: str) -> tuple[Callable[...
     import jax
     import jax.numpy as jnp
 
-    from ultrapixel_jax.models import attention, layers
+    from ultrapixel_jax.models import attention, convolutions
 
     def normal(i: int, *shape: int) -> Any:
         return jax.random.normal(jax.random.key(i), shape, jnp.dtype(dtype))
@@ -73,7 +73,7 @@ def jax_way(layer: str, way: str, tokens: int, dtype: str) -> tuple[Callable[...
         from benchmarks.pallas_depthwise import depthwise
 
         return depthwise, (x, kernel)
-    return (convolution if way == "convolution" else lambda *a: layers.depthwise(*a, None)), (x, kernel)
+    return (convolution if way == "convolution" else lambda *a: convolutions.depthwise(*a, None)), (x, kernel)
 
 
 def torch_way(layer: str, tokens: int, dtype: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:

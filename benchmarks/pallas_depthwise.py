@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from ultrapixel_jax.models import layers
+from ultrapixel_jax.models import convolutions
 
 COLUMNS, CHANNELS = 32, 64
 """Of the map that one program computes, in one row; powers of two, as Triton wants them."""
@@ -65,7 +65,7 @@ def _backward(interpret: bool, saved: tuple[Array, Array], cotangent: Array) -> 
     x, kernel = saved
     reach = kernel.shape[0] // 2
     padded = jnp.pad(x, [(0, 0), (reach, reach), (reach, reach), (0, 0)])
-    in_kernel = layers._kernel_gradient(padded, cotangent).reshape(kernel.shape)
+    in_kernel = convolutions._kernel_gradient(padded, cotangent).reshape(kernel.shape)
     return depthwise(cotangent, kernel[::-1, ::-1], interpret), in_kernel.astype(kernel.dtype)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.pallas_depthwise import depthwise
-from ultrapixel_jax.models import layers
+from ultrapixel_jax.models import convolutions
 
 
 def test_pallas_depthwise_and_its_gradient() -> None:
@@ -18,7 +18,7 @@ def test_pallas_depthwise_and_its_gradient() -> None:
         return out, *gradient(weights)
 
     found = all_of(lambda x, kernel: depthwise(x, kernel, True))
-    expected = all_of(lambda x, kernel: layers.depthwise(x, kernel, None))
+    expected = all_of(lambda x, kernel: convolutions.depthwise(x, kernel, None))
     for a, b in zip(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
 

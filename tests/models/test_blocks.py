@@ -16,8 +16,9 @@ from jax.experimental.pallas import tpu as pltpu
 from tests.recordings import relative_error
 from ultrapixel_jax.models import attention as attn
 from ultrapixel_jax.models.blocks import GlobalResponseNorm, ResBlock
+from ultrapixel_jax.models.convolutions import depthwise
 from ultrapixel_jax.models.embeddings import fourier_features, sinusoidal
-from ultrapixel_jax.models.layers import depthwise, pixel_shuffle, pixel_unshuffle
+from ultrapixel_jax.models.layers import pixel_shuffle, pixel_unshuffle
 from ultrapixel_jax.models.resize import resize_bilinear, resize_nearest
 
 SIDES = st.integers(1, 40)

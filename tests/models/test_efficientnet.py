@@ -8,8 +8,8 @@ import pytest
 from tests.models.importing import run
 from tests.recordings import nhwc, relative_error
 from ultrapixel_jax.config import EfficientNetStage
+from ultrapixel_jax.models.convolutions import depthwise
 from ultrapixel_jax.models.efficientnet import Block
-from ultrapixel_jax.models.layers import depthwise
 
 
 @pytest.mark.parametrize("stride", [1, 2])

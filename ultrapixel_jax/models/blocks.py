@@ -15,16 +15,8 @@ from jaxtyping import Array, Float
 
 from ultrapixel_jax.config import LevelConfig
 from ultrapixel_jax.models.attention import attention
-from ultrapixel_jax.models.layers import (
-    DepthwiseConv,
-    Dtype,
-    Linear,
-    gelu,
-    layer_norm,
-    mirrored,
-    parameter,
-    per_channel,
-)
+from ultrapixel_jax.models.convolutions import DepthwiseConv
+from ultrapixel_jax.models.layers import Dtype, Linear, gelu, layer_norm, mirrored, parameter, per_channel
 from ultrapixel_jax.models.resize import resize_bilinear
 from ultrapixel_jax.sharding import constrain
 

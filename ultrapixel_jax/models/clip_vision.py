@@ -12,7 +12,8 @@ from PIL import Image
 
 from ultrapixel_jax.config import ClipVisionConfig
 from ultrapixel_jax.models.clip_layer import ClipLayer, quick_gelu
-from ultrapixel_jax.models.layers import Conv, Dtype, LayerNorm, Linear, parameter
+from ultrapixel_jax.models.convolutions import Conv
+from ultrapixel_jax.models.layers import Dtype, LayerNorm, Linear, parameter
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

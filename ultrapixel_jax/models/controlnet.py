@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.config import ControlNetConfig
+from ultrapixel_jax.models.convolutions import Conv
 from ultrapixel_jax.models.efficientnet import EfficientNet
-from ultrapixel_jax.models.layers import Conv, Dtype, LayerNorm, Linear, gelu
+from ultrapixel_jax.models.layers import Dtype, LayerNorm, Linear, gelu
 
 LEAK = 0.2
 """Slope of the leaky ReLUs for negative values."""

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.config import EfficientNetConfig, EfficientNetStage
-from ultrapixel_jax.models.layers import BatchNorm, Conv, DepthwiseConv, Dtype, Linear
+from ultrapixel_jax.models.convolutions import Conv, DepthwiseConv
+from ultrapixel_jax.models.layers import BatchNorm, Dtype, Linear
 
 EPSILON = 1e-3
 """Of every batch norm in the backbone."""

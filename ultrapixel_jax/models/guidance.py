@@ -17,17 +17,9 @@ from jaxtyping import Array, Float
 from ultrapixel_jax.config import GuidanceConfig
 from ultrapixel_jax.models.attention import attention
 from ultrapixel_jax.models.blocks import modulate
+from ultrapixel_jax.models.convolutions import Conv
 from ultrapixel_jax.models.embeddings import fourier_features
-from ultrapixel_jax.models.layers import (
-    Conv,
-    Dtype,
-    LayerNorm,
-    Linear,
-    apply_linear,
-    gelu,
-    layer_norm,
-    parameter,
-)
+from ultrapixel_jax.models.layers import Dtype, LayerNorm, Linear, apply_linear, gelu, layer_norm, parameter
 from ultrapixel_jax.models.resize import Size, resize_bilinear, resize_nearest
 from ultrapixel_jax.models.stage_c import PLACES
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.config import PreviewerConfig
-from ultrapixel_jax.models.layers import BatchNorm, Conv, ConvTransposed, Dtype, Linear, gelu
+from ultrapixel_jax.models.convolutions import Conv, ConvTransposed
+from ultrapixel_jax.models.layers import BatchNorm, Dtype, Linear, gelu
 
 
 class Previewer(nn.Module):

@@ -12,11 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ultrapixel_jax.config import StageAConfig
+from ultrapixel_jax.models.convolutions import Conv, ConvTransposed, DepthwiseConv
 from ultrapixel_jax.models.layers import (
     BatchNorm,
-    Conv,
-    ConvTransposed,
-    DepthwiseConv,
     Dtype,
     Linear,
     gelu,

@@ -11,17 +11,9 @@ from jaxtyping import Array, Float
 
 from ultrapixel_jax.config import StageBConfig
 from ultrapixel_jax.models.blocks import KeysValues, build_levels
+from ultrapixel_jax.models.convolutions import Conv, ConvTransposed
 from ultrapixel_jax.models.embeddings import time_embedding
-from ultrapixel_jax.models.layers import (
-    Conv,
-    ConvTransposed,
-    Dtype,
-    Linear,
-    gelu,
-    layer_norm,
-    pixel_shuffle,
-    pixel_unshuffle,
-)
+from ultrapixel_jax.models.layers import Dtype, Linear, gelu, layer_norm, pixel_shuffle, pixel_unshuffle
 from ultrapixel_jax.models.resize import resize_bilinear
 
 

@@ -299,7 +299,7 @@ class TrainConfig:
     """What is trained."""
     model: CascadeConfig
     """Sizes of the networks."""
-    data: DataConfig = DataConfig()  # noqa: RUF009  (frozen)
+    data: DataConfig = DataConfig()
     """What it is trained on."""
     output: str = ""
     """Directory of the run, local or gs://…; the same command continues what is there."""

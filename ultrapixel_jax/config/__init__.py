@@ -1,0 +1,67 @@
+"""Typed configuration: every size of every network, and how to sample.
+
+Frozen dataclasses with the released sizes as defaults. Neither jax nor flax is imported, so that ``--help``
+and bad arguments answer at once.
+"""
+
+from ultrapixel_jax.config.cascade import (
+    COMPONENTS,
+    MAX_STEPS,
+    CascadeConfig,
+    DiffusionConfig,
+    SamplerName,
+    ScheduleName,
+)
+from ultrapixel_jax.config.networks import (
+    ClipTextConfig,
+    ClipVisionConfig,
+    ControlNetConfig,
+    EfficientNetConfig,
+    EfficientNetStage,
+    EffnetEncoderConfig,
+    GuidanceConfig,
+    LevelConfig,
+    LoraConfig,
+    PreviewerConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+    Upsampler,
+)
+from ultrapixel_jax.config.reading import (
+    DTYPES,
+    check_dtype,
+    from_dict,
+    load_config,
+    to_dict,
+    unknown_key,
+)
+
+__all__ = [
+    "COMPONENTS",
+    "DTYPES",
+    "MAX_STEPS",
+    "CascadeConfig",
+    "ClipTextConfig",
+    "ClipVisionConfig",
+    "ControlNetConfig",
+    "DiffusionConfig",
+    "EfficientNetConfig",
+    "EfficientNetStage",
+    "EffnetEncoderConfig",
+    "GuidanceConfig",
+    "LevelConfig",
+    "LoraConfig",
+    "PreviewerConfig",
+    "SamplerName",
+    "ScheduleName",
+    "StageAConfig",
+    "StageBConfig",
+    "StageCConfig",
+    "Upsampler",
+    "check_dtype",
+    "from_dict",
+    "load_config",
+    "to_dict",
+    "unknown_key",
+]

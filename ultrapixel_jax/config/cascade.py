@@ -1,0 +1,129 @@
+"""How every stage is sampled, and everything between a prompt and its picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+from ultrapixel_jax.config.networks import (
+    ClipTextConfig,
+    ClipVisionConfig,
+    ControlNetConfig,
+    EffnetEncoderConfig,
+    GuidanceConfig,
+    LoraConfig,
+    PreviewerConfig,
+    StageAConfig,
+    StageBConfig,
+    StageCConfig,
+)
+from ultrapixel_jax.errors import UserError
+
+ScheduleName = Literal["cosine", "cosine2", "linear", "rectified_flow", "sqrt", "edm", "stable_diffusion"]
+SamplerName = Literal["ddpm", "ddim"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """How one stage is sampled; every field is a run-time value and compiles nothing anew.
+
+    The exception is a weight of 1 in the HR pass: a program of its own, without the unconditional half.
+    """
+
+    steps: int = 20
+    """Denoising steps."""
+    cfg: float = 4.0
+    """Classifier-free guidance weight."""
+    cfg_hr: float | None = None
+    """That of stage C's guided HR pass; None takes `cfg`, as released.
+
+    The text asks every part of a large latent for the whole picture, the guidance for what the LR pass has
+    there: a lower weight keeps to it.
+    """
+    shift: float = 1.0
+    """Noise schedule shift: adds 2·log(1/shift) to logSNR."""
+    sampler: SamplerName = "ddpm"
+    """`ddpm` (eta 1, as released) or `ddim` (eta 0, as the paper says)."""
+    eta: float | None = None
+    """DDIM's eta, between 0 and 1; None takes the sampler's."""
+    schedule: ScheduleName = "cosine"
+    """The noise schedule."""
+    cfg_rescale: float = 0.7
+    """How much of the guided noise is rescaled to the conditional one's standard deviation."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(f"steps {self.steps} is outside 1 to {MAX_STEPS}")
+        if not self.shift > 0:
+            raise UserError(f"shift {self.shift} must be positive")
+        if self.sampler not in ("ddpm", "ddim"):
+            raise UserError(f"sampler {self.sampler!r} is not known; use ddpm or ddim")
+        if self.schedule not in get_args(ScheduleName):
+            known = ", ".join(get_args(ScheduleName))
+            raise UserError(f"schedule {self.schedule!r:.80} is not known; use one of {known}")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise UserError(f"eta {self.eta} is outside [0, 1]")
+
+    @property
+    def effective_eta(self) -> float:
+        """The eta that is used: `eta`, or 1 for DDPM and 0 for DDIM."""
+        return self.eta if self.eta is not None else float(self.sampler == "ddpm")
+
+    @property
+    def effective_cfg_hr(self) -> float:
+        """The weight of the guided HR pass: `cfg_hr`, or `cfg`."""
+        return self.cfg if self.cfg_hr is None else self.cfg_hr
+
+
+MAX_STEPS = 1000
+"""Most steps a sampler takes; its tables have this many rows, so that steps compile nothing anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CascadeConfig:
+    """Everything between a prompt and its picture."""
+
+    stage_c: StageCConfig = StageCConfig()
+    guidance: GuidanceConfig | None = GuidanceConfig()
+    """None: stage C alone at the HR size (the paper's "base")."""
+    stage_b: StageBConfig = StageBConfig()
+    stage_a: StageAConfig = StageAConfig()
+    clip_text: ClipTextConfig = ClipTextConfig()
+    clip_vision: ClipVisionConfig = ClipVisionConfig()
+    effnet_encoder: EffnetEncoderConfig = EffnetEncoderConfig()
+    previewer: PreviewerConfig = PreviewerConfig()
+    controlnet: ControlNetConfig = ControlNetConfig()
+    lora: LoraConfig = LoraConfig()
+    sampling_c: DiffusionConfig = DiffusionConfig()
+    """Sampling of both stage C passes."""
+    sampling_b: DiffusionConfig = DiffusionConfig(steps=10, cfg=1.1)
+    """Sampling of stage B."""
+
+    def __post_init__(self) -> None:
+        if self.guidance is not None:
+            for level in self.stage_c.levels:
+                if level.channels != self.guidance.channels:
+                    raise UserError(
+                        f"guidance.channels is {self.guidance.channels} but stage C has a level of "
+                        f"{level.channels}; make them equal"
+                    )
+        pairs = (
+            ("clip_text.width", self.clip_text.width, "stage_c.c_clip_text", self.stage_c.c_clip_text),
+            ("clip_text.projection", self.clip_text.projection, "stage_c.c_clip_text_pooled",
+             self.stage_c.c_clip_text_pooled),
+            ("clip_vision.projection", self.clip_vision.projection, "stage_c.c_clip_img",
+             self.stage_c.c_clip_img),
+            ("clip_text.projection", self.clip_text.projection, "stage_b.c_clip", self.stage_b.c_clip),
+            ("stage_c.c_latent", self.stage_c.c_latent, "stage_b.c_effnet", self.stage_b.c_effnet),
+            ("stage_b.c_latent", self.stage_b.c_latent, "stage_a.c_latent", self.stage_a.c_latent),
+        )  # fmt: skip
+        for name, value, other_name, other in pairs:
+            if value != other:
+                raise UserError(f"{name} is {value} but {other_name} is {other}; make them equal")
+
+
+COMPONENTS = (
+    "clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer",
+    "effnet_encoder", "clip_vision", "controlnet", "lora",
+)  # fmt: skip
+"""The fields of `CascadeConfig` that are networks with weights of their own."""
