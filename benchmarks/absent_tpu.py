@@ -166,6 +166,7 @@ def run(argv: list[str]) -> None:
     # The process itself computes on the CPU; libtpu is asked for its compiler alone, not for a TPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # beside another such process
     sizes = [parse_size(size) for size in o.size]
 
     from ultrapixel_jax.config import load_config

@@ -92,6 +92,6 @@ def export_sampler(
         scalar,
         scalar,
     )
-    one = platforms is not None and len(platforms) == 1
-    with traced_for(platforms[0]) if one else contextlib.nullcontext():
+    one = list(platforms or ())
+    with traced_for(one[0]) if len(one) == 1 else contextlib.nullcontext():
         return jax_export.export(jax.jit(sample), platforms=platforms)(*args)
