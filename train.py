@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> int:
     from ultrapixel_jax.report import matmul_rate
     from ultrapixel_jax.training import state as states
     from ultrapixel_jax.training.checkpoints import RunCheckpoints
-    from ultrapixel_jax.training.inputs import Inputs, share_of_batch
+    from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
     from ultrapixel_jax.training.log import Log, check_finite
     from ultrapixel_jax.training.optimizer import make_optimizer
     from ultrapixel_jax.training.pictures import make_pictures, save_pictures
@@ -61,10 +61,10 @@ def train(config: TrainConfig) -> int:
 
     with jax.set_mesh(mesh):
         # ── Data ───────────────────────────────────────────────────────────────────────────────────────
-        index, count = share_of_batch(mesh, config.data.batch_size, config.optimizer.accumulate)
+        rows = rows_of_batch(mesh, config.data.batch_size, config.optimizer.accumulate)
         task = make_task(config)
         task.check()
-        loader = Loader(config.data, process_index=index, process_count=count)
+        loader = Loader(config.data, rows=rows)
 
         # ── Networks: which are trained, which are frozen, where they come from ───────────────────────
         sources = Sources(config.sources)

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -59,12 +61,58 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     devices = jax.devices() if devices is None else devices
     shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
     if math.prod(shape) != len(devices):
-        text = ",".join(f"{axis}={n}" for axis, n in zip(MESH_AXES, shape, strict=True))
         raise UserError(
-            f"mesh {text} needs {math.prod(shape)} devices, but there are {len(devices)}; "
-            "make the product of its axes equal to the number of devices"
+            f"mesh {written(shape)} needs {math.prod(shape)} devices, but there are {len(devices)}; "
+            f"{written(nearest(shape, len(devices)))} starts here"
         )
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    return Mesh(arranged(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """`devices` as an array of `shape`, neighbours in the network along its last axes.
+
+    Slices of TPUs and nodes of GPUs, between which the network is slow, are told apart along the first axes
+    that they divide. Within one, jax follows the torus, which may scatter the devices of a process; an axis
+    of the torus is split where no other way is left. What jax cannot arrange (a slice with holes, chips of
+    two devices) keeps the order of its numbers.
+    """
+    granules: dict[int, list[Any]] = {}
+    for device in devices:
+        granules.setdefault(getattr(device, "slice_index", 0) or 0, []).append(device)
+    slices = [granules[number] for number in sorted(granules)]
+    counts = {len(part) for part in slices}
+    if len(counts) > 1:  # of different sizes
+        return np.array([device for part in slices for device in part], object).reshape(shape)
+    outer, left = [], len(slices)
+    for size in shape:
+        outer.append(math.gcd(size, left))
+        left //= outer[-1]
+    inner = tuple(size // n for size, n in zip(shape, outer, strict=True))
+    blocks = np.empty(len(slices), object)
+    for i, part in enumerate(slices):
+        blocks[i] = _arranged_in_slice(inner, part)
+    return np.block(blocks.reshape(outer).tolist())
+
+
+def _arranged_in_slice(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    try:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError, ValueError):
+        return np.array(sorted(devices, key=lambda device: device.id), object).reshape(shape)
+
+
+def nearest(shape: Sequence[int], count: int) -> tuple[int, ...]:
+    """Sizes whose product is `count`: later axes as far as they divide it, the first one the rest."""
+    sizes, left = [], count
+    for size in reversed(shape[1:]):
+        sizes.append(math.gcd(size, left))
+        left //= sizes[-1]
+    return (left, *reversed(sizes))
+
+
+def written(shape: Sequence[int]) -> str:
+    """As on a command line: `data=2,fsdp=2,tensor=1,rows=1`."""
+    return ",".join(f"{axis}={n}" for axis, n in zip(MESH_AXES, shape, strict=True))
 
 
 def parameter_spec(path: str, shape: tuple[int, ...]) -> PartitionSpec:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -232,3 +233,12 @@ def test_every_truncation_is_noticed(kind: str) -> None:
     for end in range(0, len(data) - 20, max(1, len(data) // 40)):
         with pytest.raises(images.BrokenImage):
             images.decode(data[:end])
+
+
+def test_nothing_is_left_among_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    build(str(write_folder(tmp_path / "images", 6)), str(tmp_path / "out"), shard_images=2, quiet=True)
+    assert len(open_dataset(tmp_path / "out", CaptionedImages)) == 6
+    assert list(temporary.iterdir()) == []

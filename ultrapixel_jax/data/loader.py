@@ -1,13 +1,13 @@
 """Batches for training, read with grain: decoded and cropped in threads or worker processes.
 
-    with Loader(config, process_index=jax.process_index(), process_count=jax.process_count()) as batches:
+    with Loader(config, rows=rows_of_batch(mesh, config.batch_size)) as batches:
         batches.seek(step)
         for batch in batches: ...
 
 Batch k of the run is `plan.Plan.batch(k)`, whatever the number of processes and workers; a process yields
-its slice of it. So a checkpoint need only keep `state()`, which is the number of the next batch and a
-fingerprint of data and settings; grain's own state is not needed, and another number of processes may
-go on.
+the rows of it that its devices hold. So a checkpoint need only keep `state()`, which is the number of the
+next batch and a fingerprint of data and settings; grain's own state is not needed, and another number of
+processes may go on.
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ class Loader(Iterator[dict[str, Any]]):
       `image_vector` (b, c), zero where unused; bfloat16
     """
 
-    def __init__(self, config: DataConfig, *, process_index: int = 0, process_count: int = 1) -> None:
+    def __init__(self, config: DataConfig, *, rows: Sequence[int] | np.ndarray | None = None) -> None:
         """Open the data of `config`.
 
+        Args:
+            config: what to read.
+            rows: numbers, ascending, of the rows of each batch that are wanted, anywhere in it; None for all.
+
         Raises:
-            UserError: it cannot be opened, is of another kind, or the batch does not divide over the
-                processes.
+            UserError: it cannot be opened, or is of another kind.
         """
-        if config.batch_size % process_count:
-            raise UserError(
-                f"data.batch_size {config.batch_size} does not divide over {process_count} processes"
-            )
         self.config = config
+        wanted = np.arange(config.batch_size) if rows is None else np.asarray(rows)
         dataset = open_dataset(
             config.path, CachedLatents if config.cached else CaptionedImages, config.cache_dir
         )
@@ -84,12 +84,11 @@ class Loader(Iterator[dict[str, Any]]):
         settings = {name: getattr(config, name) for name in ORDER_FIELDS}
         self.identity = fingerprint([settings, dataset.plan, len(dataset)])
         """Tells two orders of batches apart."""
-        local = config.batch_size // process_count
         read = _ReadCached if config.cached else _ReadImage
         self._dataset = (
-            grain.MapDataset.source(_Rows(self.plan, process_index * local, local))
+            grain.MapDataset.source(_Rows(self.plan, wanted))
             .map(_Load(read(dataset, config, self.sizes), self.plan))
-            .batch(local, batch_fn=_stack)
+            .batch(len(wanted), batch_fn=_stack)
         )
         self._step = 0
         self._iterator: Any = None
@@ -180,19 +179,19 @@ class _Row(NamedTuple):
 class _Rows:
     """The rows that this process has of every batch, one batch after the other."""
 
-    def __init__(self, plan: Plan, first: int, rows: int) -> None:
-        self._plan, self._first, self._rows = plan, first, rows
+    def __init__(self, plan: Plan, rows: np.ndarray) -> None:
+        self._plan, self._rows = plan, rows
 
     def __len__(self) -> int:
-        return ENDLESS * self._rows
+        return ENDLESS * len(self._rows)
 
     def __getitem__(self, index: Any) -> _Row:
-        step, row = divmod(int(index), self._rows)
-        batch, row = self._plan.batch(step), row + self._first
+        step, i = divmod(int(index), len(self._rows))
+        batch, row = self._plan.batch(step), int(self._rows[i])
         return _Row(batch.bucket, int(batch.examples[row]), int(batch.epochs[row]))
 
     def __repr__(self) -> str:
-        return f"Rows({self._first}…{self._first + self._rows})"
+        return f"Rows({', '.join(map(str, self._rows))})"
 
 
 class _Load:

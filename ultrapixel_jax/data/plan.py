@@ -6,7 +6,7 @@ epoch begins the next one's first, so every example is met exactly once per epoc
 is lost. Epoch e of the whole holds the batches that each bucket completes in it, in a shuffled order.
 
 So the state of reading is the number of the next batch and nothing else. No number of processes or
-workers enters: processes take slices of the same batches.
+workers enters: processes take rows of the same batches.
 """
 
 from __future__ import annotations

@@ -43,6 +43,16 @@ BF16 = ml_dtypes.bfloat16
 ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 
 
+class _Info(tfds.core.DatasetInfo):
+    """A description that comes from the builder or its directory alone."""
+
+    def initialize_from_bucket(self) -> None:
+        """Nothing: Google's bucket of descriptions, over the network, has none of ours.
+
+        Asking leaves an empty directory among the temporary ones each time that a builder is made.
+        """
+
+
 class _Shards(tfds.core.ShardBasedBuilder):
     """A builder whose shards `write_shard` writes, one by one and in any process."""
 
@@ -68,7 +78,7 @@ class CaptionedImages(_Shards):
                 "width": np.int32,
             }
         )
-        return tfds.core.DatasetInfo(builder=self, features=features)
+        return _Info(builder=self, features=features)
 
 
 class CachedLatents(_Shards):
@@ -93,7 +103,7 @@ class CachedLatents(_Shards):
                 "width": np.int32,
             }
         )
-        return tfds.core.DatasetInfo(builder=self, features=features)
+        return _Info(builder=self, features=features)
 
 
 Kind = type[CaptionedImages] | type[CachedLatents]

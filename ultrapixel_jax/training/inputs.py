@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int, Shaped
 
 from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
 from ultrapixel_jax.errors import UserError
@@ -25,6 +25,8 @@ class Inputs:
     def __init__(self, task: Task, tokenizer: Path, mesh: Mesh) -> None:
         config = task.config
         self._sharding = batch_sharding(mesh)
+        self._batch_size = config.data.batch_size
+        self._rows = rows_of_batch(mesh, self._batch_size, config.optimizer.accumulate)
         self._path = config.data.path
         stage_c = config.model.stage_c
         self._widths = {
@@ -66,13 +68,17 @@ class Inputs:
                 )
         if self._tokenizer is not None:
             arrays["ids"], arrays["mask"] = self._tokenizer(batch["caption"])
-        return {name: jax.make_array_from_process_local_data(self._sharding, x) for name, x in arrays.items()}
+        return {
+            name: global_array(x, self._rows, self._batch_size, self._sharding) for name, x in arrays.items()
+        }
 
 
-def share_of_batch(mesh: Mesh, batch_size: int, parts: int = 1) -> tuple[int, int]:
-    """(index, count): which of `count` equal slices of a batch this process reads.
+def rows_of_processes(mesh: Mesh, batch_size: int, parts: int = 1) -> dict[int, Int[np.ndarray, " n"]]:
+    """Which rows of a batch each process holds, ascending: a function of the mesh, the same in all of them.
 
-    Processes that hold parts of the same samples read the same slice. `parts` is `optimizer.accumulate`.
+    Rows may be scattered, since a mesh follows the network and not the processes. Processes that hold parts
+    of the same samples have the same rows, and one may have more than another. `parts` is
+    `optimizer.accumulate`.
 
     Raises:
         UserError: the batch does not divide over the mesh.
@@ -88,14 +94,34 @@ def share_of_batch(mesh: Mesh, batch_size: int, parts: int = 1) -> tuple[int, in
             f"optimizer.accumulate {parts} makes parts of {batch_size // parts} examples, which do "
             f"not divide over the mesh's data·fsdp = {multiple} devices; take fewer parts"
         )
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    rows = sorted(
-        {row for index in places.values() for s in index or () for row in range(*s.indices(batch_size))}
-    )
-    first, count = rows[0], len(rows)
-    if rows != list(range(first, first + count)) or batch_size % count or first % count:
-        raise UserError(
-            "the devices of one process hold scattered parts of the batch; let the product of mesh.tensor "
-            "and mesh.rows divide the devices of a process, or be a multiple of them"
-        )
-    return first // count, batch_size // count
+    rows: dict[int, set[int]] = {}
+    for device, index in batch_sharding(mesh).devices_indices_map((batch_size,)).items():
+        held = range(*index[0].indices(batch_size)) if index else range(batch_size)
+        rows.setdefault(device.process_index, set()).update(held)
+    return {process: np.array(sorted(held)) for process, held in sorted(rows.items())}
+
+
+def rows_of_batch(mesh: Mesh, batch_size: int, parts: int = 1) -> Int[np.ndarray, " n"]:
+    """`rows_of_processes` of this process."""
+    return rows_of_processes(mesh, batch_size, parts)[jax.process_index()]
+
+
+def global_array(
+    x: Shaped[np.ndarray, "n ..."], rows: Int[np.ndarray, " n"], batch_size: int, sharding: NamedSharding
+) -> Array:
+    """The array of all processes' rows, of those that this process has.
+
+    `x[i]` is row number `rows[i]` of `batch_size`.
+    """
+
+    def part(index: Any) -> np.ndarray:
+        return x[held(rows, index[0], batch_size)]
+
+    return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, part)
+
+
+def held(rows: Int[np.ndarray, " n"], device: slice, batch_size: int) -> slice:
+    """Where among `rows`, those of a process, the rows of one of its devices are."""
+    first, last, _ = device.indices(batch_size)
+    start = int(np.searchsorted(rows, first))
+    return slice(start, start + last - first)  # they follow one another in the batch, and so there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from types import FrameType
 
@@ -10,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sharding import make_mesh
+from ultrapixel_jax.sharding import make_mesh, nearest, written
 from ultrapixel_jax.training.config import MachinesConfig, MeshConfig
 
 
@@ -46,13 +47,13 @@ def mesh_of(config: MeshConfig) -> Mesh:
     devices = len(jax.devices())
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor, "rows": config.rows}
     if config.data == -1:
-        others = config.fsdp * config.tensor * config.rows
-        if devices % others:
+        others = (config.fsdp, config.tensor, config.rows)
+        if devices % math.prod(others):
             raise UserError(
-                f"mesh fsdp·tensor·rows = {others} does not divide the {devices} devices that there are; "
-                "choose sizes whose product does"
+                f"mesh fsdp·tensor·rows = {math.prod(others)} does not divide the {devices} devices that "
+                f"there are; {written(nearest((1, *others), devices))} starts here"
             )
-        sizes["data"] = devices // others
+        sizes["data"] = devices // math.prod(others)
     return make_mesh(sizes)
 
 
