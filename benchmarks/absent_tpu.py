@@ -128,8 +128,9 @@ def measure(lower: Any, mesh: Any, save: Path | None) -> Row:
 
 def refusal(message: str) -> str:
     """One line of what the compiler says where it refuses a program."""
-    if m := re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message):
-        return f"needs {m[1]} of {m[2]}"
+    for pattern in (r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", r"Used ([\d.]+)G of ([\d.]+)G hbm"):
+        if m := re.search(pattern, message):
+            return f"needs {m[1]} GiB per chip, and there are {m[2]}"
     return f"does not compile: {' '.join(message.split()):.300}"
 
 
