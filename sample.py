@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling.options import Options, one_line, parse_arguments
-from ultrapixel_jax.sizes import LR_SIDE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,10 +53,6 @@ def run(options: Options) -> int:
     else:
         requests = listed(options)
     batch_size = device_batch(options)
-    requests = share(requests, options.process_index, options.process_count, batch_size)
-    if not requests:
-        say(options, "the list has no batch for this process")
-        return 0
     output = options.output or (options.reproduce.parent if options.reproduce else Path("output"))
     if not options.compile_only:
         pictures.check_writable(output)
@@ -87,6 +82,8 @@ def run(options: Options) -> int:
         dtype=options.dtype,
         batch_size=batch_size,
         mesh=dict(options.mesh or {}),
+        lr_side=cascade.lr_side,
+        preview=cascade.preview,
         tile=options.tile,
         decode_memory=options.decode_memory,
     )
@@ -94,6 +91,10 @@ def run(options: Options) -> int:
         refuse_other_model(made_by, the_run)
     else:
         requests = with_settings(requests, cascade, options)
+    requests = share(requests, options.process_index, options.process_count, batch_size, cascade.lr_side)
+    if not requests:
+        say(options, "the list has no batch for this process")
+        return 0
     if options.checkpoint is None and config is None:
         note("no --checkpoint: the demo draws, which knows prompts like 'a red circle above a blue square'")
     elif options.checkpoint is None:
@@ -109,10 +110,10 @@ def run(options: Options) -> int:
 
     # ── Compilation alone ──────────────────────────────────────────────────────────────────────────────
     if options.compile_only:
-        batches = plan(requests, batch_size)
-        needed = ((b.bucket, b.requests[0].stage_c.effective_cfg_hr != 1) for b in batches)
-        for bucket, unconditional in dict.fromkeys(needed):
-            cascade.compile(bucket, batch_size, options.preview, unconditional)
+        batches = plan(requests, batch_size, cascade.lr_side)
+        needed = {(b.bucket, b.requests[0].stage_c.effective_cfg_hr == 1): b.requests[0] for b in batches}
+        for request in needed.values():
+            cascade.compile(request, batch_size=batch_size)
         say(options, f"{len({batch.bucket for batch in batches})} bucket(s) compiled")
         summary(options, cascade, cache)
         return 0
@@ -125,13 +126,11 @@ def run(options: Options) -> int:
         todo = [r for r in todo if not pictures.find(output, r.file_name, described[r], latents=latents)]
     written = 0
     with Progress(len(requests), len(requests) - len(todo), options.quiet) as progress:
-        for batch in plan(todo, batch_size):
+        for batch in plan(todo, batch_size, cascade.lr_side):
             try:
                 results = cascade.generate(
                     batch.requests,
-                    bucket=batch.bucket,
                     batch_size=batch_size,
-                    preview=options.preview,
                     progress=progress if progress.visible else None,
                     tile=options.tile,
                     decode_bytes=int(options.decode_memory * 1e9),
@@ -185,7 +184,6 @@ def listed(options: Options) -> list[Request]:
         seed=options.seed,
         negative_prompt=options.negative_prompt,
         num_images=options.num_images,
-        preview=options.preview,
     )
 
 
@@ -193,9 +191,7 @@ def with_settings(requests: Sequence[Request], cascade: Cascade, options: Option
     """`requests` sampled as the model's configuration says where the command line says nothing."""
     stage_c = dataclasses.replace(cascade.config.sampling_c, **options.settings_c)
     stage_b = dataclasses.replace(cascade.config.sampling_b, **options.settings_b)
-    guidance = cascade.config.guidance
-    model = {"stage_c": stage_c, "stage_b": stage_b, "lr_side": guidance.lr_side if guidance else LR_SIDE}
-    return [dataclasses.replace(request, **model) for request in requests]
+    return [dataclasses.replace(request, stage_c=stage_c, stage_b=stage_b) for request in requests]
 
 
 def from_picture(options: Options, path: Path) -> tuple[Options, list[Request], Any]:
@@ -211,7 +207,7 @@ def from_picture(options: Options, path: Path) -> tuple[Options, list[Request], 
         mesh=options.mesh or made_by.mesh or None,
         tile=made_by.tile,
         decode_memory=made_by.decode_memory,
-        preview=request.preview,
+        preview=made_by.preview,
     )
     return options, [dataclasses.replace(request, name=path.stem)], made_by
 
@@ -271,7 +267,7 @@ class Progress:
         self._steps.close()
         self._pictures.close()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, *_: object) -> None:
         """Show that `done` of `total` steps of `stage` are done."""
         if stage != self._stage or done < self._steps.n:
             self._stage = stage

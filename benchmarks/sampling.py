@@ -207,12 +207,11 @@ def whole_picture(config: Any, size: tuple[int, int], dtype: str, repeat: int) -
     cascade = Cascade(weights, tokenizer, dtype=dtype, mesh=None, report=stages)
     bucket = Bucket.of(*size, *([config.guidance.lr_side] if config.guidance else []))
     request = Request("a lighthouse", "", 0, *size, stage_c=config.sampling_c, stage_b=config.sampling_b)
-    settings = {"bucket": bucket, "batch_size": 1, "preview": False}
     times = []
     for i in range(repeat + 1):
         if i == 1:
             cascade.report = stages = Report()  # without the compilations
-        times.append(timed(lambda: cascade.generate([request], **settings))[0])
+        times.append(timed(lambda: cascade.generate([request], batch_size=1))[0])
     done = flops.sampling_flops(
         config.stage_c, config.guidance, config.stage_b, config.stage_a, config.clip_text,
         hr=bucket.hr, lr=bucket.lr, latent_b=bucket.stage_b,

@@ -131,8 +131,7 @@ def test_a_later_process_draws_the_same_picture_and_compiles_nothing(tmp_path):
     request = Request("a red circle", "", 1, 256, 256, step, step)
 
     cascade = Cascade.load(None, config=config, preview=True, executables=tmp_path / "programs")
-    options = {"bucket": request.bucket, "batch_size": 1, "preview": True}
-    expected = cascade.generate([request], **options)[0].image
+    expected = cascade.generate([request], batch_size=1)[0].image
     shutil.copytree(tmp_path / "programs", tmp_path / "copied")
     script = f"""
 import tests.conftest, numpy as np, jax
@@ -147,7 +146,7 @@ Program.__init__ = without
 step = DiffusionConfig(steps=2, cfg=1.1)
 request = Request("a red circle", "", 1, 256, 256, step, step)
 cascade = Cascade.load(None, config=config, preview=True, executables=Path({str(tmp_path / "copied")!r}))
-result = cascade.generate([request], bucket=request.bucket, batch_size=1, preview=True)[0]
+result = cascade.generate([request], batch_size=1)[0]
 np.save({str(tmp_path / "image.npy")!r}, result.image)
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])

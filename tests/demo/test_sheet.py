@@ -11,7 +11,7 @@ from ultrapixel_jax.demo import sheet
 from ultrapixel_jax.sampling import pictures
 from ultrapixel_jax.sampling.requests import Request
 
-RUN = pictures.Run("weights", "config", "float32", 1, {})
+RUN = pictures.Run("weights", "config", "float32", 1, {}, lr_side=12)
 PROMPTS = ("a red circle", "a blue star")
 SIZES = ((256, 256), (512, 256))
 

@@ -26,7 +26,7 @@ REQUEST = Request(
     stage_b=DiffusionConfig(steps=3),
     name="x",
 )
-RUN = pictures.Run("weights-1", "config-1", "float32", 2, {"data": 2})
+RUN = pictures.Run("weights-1", "config-1", "float32", 2, {"data": 2}, lr_side=12)
 IMAGE = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
 META = pictures.describe(REQUEST, RUN)
 
@@ -135,7 +135,7 @@ def test_nothing_is_overwritten_and_the_same_picture_is_not_made_twice(tmp_path)
 
 @pytest.mark.parametrize(
     "change",
-    [{"prompt": "b"}, {"negative_prompt": ""}, {"height": 301}, {"preview": True},
+    [{"prompt": "b"}, {"negative_prompt": ""}, {"height": 301},
      {"stage_c": DiffusionConfig(cfg=1.0)}, {"stage_b": DiffusionConfig(eta=0.5)}],
 )  # fmt: skip
 def test_a_picture_of_something_else_is_not_done(tmp_path, change):
@@ -148,6 +148,7 @@ def test_a_picture_depends_on_the_weights_and_not_on_the_mesh(tmp_path):
     pictures.save(tmp_path, "x", IMAGE, META)
     for change, same in [
         ({"checkpoint": "w"}, False), ({"config": "c"}, False), ({"dtype": "bfloat16"}, False),
+        ({"preview": True}, False),
         ({"mesh": {}}, True), ({"batch_size": 9}, True),
     ]:  # fmt: skip
         meta = pictures.describe(REQUEST, dataclasses.replace(RUN, **change))

@@ -19,6 +19,7 @@ from ultrapixel_jax.sampling.requests import (
     share,
     slug,
 )
+from ultrapixel_jax.sizes import LR_SIDE, Bucket
 
 SETTINGS = {"stage_c": CascadeConfig().sampling_c, "stage_b": CascadeConfig().sampling_b}
 SIZES = [(1024, 1024), (1023, 1024), (1001, 1999), (512, 512), (2048, 3072)]
@@ -26,10 +27,12 @@ SIZES = [(1024, 1024), (1023, 1024), (1001, 1999), (512, 512), (2048, 3072)]
 
 @st.composite
 def lists(draw):
-    picks = draw(st.lists(st.tuples(st.sampled_from(SIZES), st.integers(1, 2), st.booleans()), max_size=40))
+    picks = draw(
+        st.lists(st.tuples(st.sampled_from(SIZES), st.integers(1, 2), st.integers(1, 2)), max_size=40)
+    )
     return [
-        Request("a", "", 0, *size, DiffusionConfig(steps=steps), SETTINGS["stage_b"], preview, index=i)
-        for i, (size, steps, preview) in enumerate(picks)
+        Request("a", "", 0, *size, DiffusionConfig(steps=steps), DiffusionConfig(steps=steps_b), index=i)
+        for i, (size, steps, steps_b) in enumerate(picks)
     ]
 
 
@@ -164,15 +167,15 @@ def test_ranges(bad):
 @given(lists(), st.integers(1, 5))
 @settings(deadline=None)
 def test_a_plan_has_every_request_once_and_never_mixes(requests, batch_size):
-    batches = plan(requests, batch_size)
+    batches = plan(requests, batch_size, LR_SIDE)
     assert sorted(r.index for batch in batches for r in batch.requests) == list(range(len(requests)))
     keys = []
     for batch in batches:
-        assert {r.bucket for r in batch.requests} == {batch.bucket}
-        assert len({(r.stage_c, r.stage_b, r.preview) for r in batch.requests}) == 1
+        assert {Bucket.of(r.height, r.width, LR_SIDE) for r in batch.requests} == {batch.bucket}
+        assert len({(r.stage_c, r.stage_b) for r in batch.requests}) == 1
         assert 0 <= batch.padding < batch_size
         assert len(batch.requests) + batch.padding == batch_size
-        key = (batch.bucket, batch.requests[0].stage_c, batch.requests[0].preview)
+        key = (batch.bucket, batch.requests[0].stage_c, batch.requests[0].stage_b)
         if keys and keys[-1] != key:
             assert key not in keys  # a group runs in one go
         keys.append(key)
@@ -183,10 +186,10 @@ def test_a_plan_has_every_request_once_and_never_mixes(requests, batch_size):
 @given(lists(), st.integers(1, 5), st.integers(1, 4))
 @settings(deadline=None)
 def test_shares_are_whole_balanced_and_keep_the_batches(requests, count, batch_size):
-    shares = [share(requests, i, count, batch_size) for i in range(count)]
+    shares = [share(requests, i, count, batch_size, LR_SIDE) for i in range(count)]
     assert sorted(r.index for part in shares for r in part) == list(range(len(requests)))
-    whole = plan(requests, batch_size)
-    parts = [plan(part, batch_size) for part in shares]
+    whole = plan(requests, batch_size, LR_SIDE)
+    parts = [plan(part, batch_size, LR_SIDE) for part in shares]
     as_set = lambda batches: sorted(tuple(r.index for r in batch.requests) for batch in batches)  # noqa: E731
     assert as_set(batch for part in parts for batch in part) == as_set(whole)
 
@@ -198,7 +201,7 @@ def test_shares_are_whole_balanced_and_keep_the_batches(requests, count, batch_s
     # Each border between processes splits one group at most.
     compiled = sum(len({batch.bucket for batch in part}) for part in parts)
     assert (
-        compiled <= len({(b.bucket, b.requests[0].stage_c, b.requests[0].preview) for b in whole}) + count - 1
+        compiled <= len({(b.bucket, b.requests[0].stage_c, b.requests[0].stage_b) for b in whole}) + count - 1
     )
 
 

@@ -15,6 +15,7 @@ import sample
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling import pictures
+from ultrapixel_jax.sizes import LR_SIDE, Bucket
 
 
 @dataclasses.dataclass
@@ -35,21 +36,22 @@ class FakeCascade:
     def load(cls, checkpoint, *, config=None, dtype, mesh=None, preview=False, ema=True, executables=None):
         cls.executables = executables
         cls.calls.append(("load", checkpoint, dtype, mesh, preview))
-        return cls(config or CascadeConfig(sampling_c=DiffusionConfig(steps=11)))
+        return cls(config or CascadeConfig(sampling_c=DiffusionConfig(steps=11)), preview)
 
-    def __init__(self, config):
-        self.config, self.identity = config, type(self).weights
+    def __init__(self, config, preview):
+        self.config, self.identity, self.preview = config, type(self).weights, preview
+        self.lr_side = config.guidance.lr_side if config.guidance else LR_SIDE
         self.report = types.SimpleNamespace(rows=lambda: [("load", 1.5, 2_000_000_000), ("A", 0.25, None)])
 
     def truncated(self, prompt):
         return prompt[200:] or None
 
-    def compile(self, bucket, batch_size, preview, unconditional):
-        self.calls.append(("compile", bucket.hr, batch_size, preview))
+    def compile(self, request, *, batch_size):
+        self.calls.append(("compile", Bucket.of(request.height, request.width).hr, batch_size, self.preview))
 
-    def generate(self, requests, *, bucket, batch_size, preview, progress, tile, decode_bytes):
+    def generate(self, requests, *, batch_size, progress, tile, decode_bytes):
         assert len(requests) <= batch_size
-        self.calls.append(("generate", [(r.prompt, r.seed) for r in requests], batch_size, preview))
+        self.calls.append(("generate", [(r.prompt, r.seed) for r in requests], batch_size, self.preview))
         if self.fail is not None and any(r.seed == 2 for r in requests):
             raise self.fail
         self.settings = [(r.stage_c, r.stage_b) for r in requests]

@@ -138,6 +138,19 @@ def step(
     return table.a_next[i] * x0 + table.direction[i] * epsilon + table.sigma[i] * fresh, x0
 
 
+def clean(
+    x: Float[Array, "b h w c"],
+    x_next: Float[Array, "b h w c"],
+    table: Table,
+    i: Int[Array, ""],
+    fresh: Float[Array, "b h w c"],
+) -> Float[Array, "b h w c"]:
+    """The x₀ that step `i` built `x_next` from, out of what `step` was given and gave but for epsilon."""
+    table = Table(*(jnp.asarray(v) for v in table))
+    ratio = table.direction[i] / table.b[i]
+    return (x_next - ratio * x - table.sigma[i] * fresh) / (table.a_next[i] - ratio * table.a[i])
+
+
 def run_steps(
     denoise: Callable[[Array, Array, Array, Carry], tuple[Array, Carry]],
     x: Float[Array, "b h w c"],

@@ -62,6 +62,10 @@ class Run:
     """Device batch, padding included."""
     mesh: dict[str, int]
     """Axis name to size; empty for one device."""
+    lr_side: int
+    """The model's side of the square low-resolution picture, in units of 32 pixels."""
+    preview: bool = False
+    """Whether the previewer draws in place of stages B and A."""
     tile: int | None = None
     """Side of stage A's tiles in latents; None is automatic."""
     decode_memory: float = 4.0
@@ -139,8 +143,8 @@ def recorded(metadata: Mapping[str, Any]) -> tuple[Request, Run]:
     """
     try:
         values = {f.name: metadata[f.name] for f in dataclasses.fields(Request) if f.name in metadata}
-        values |= {f.name: metadata[f.name] for f in dataclasses.fields(Run)}
-        values.setdefault("lr_side", LR_SIDE)  # pictures of before there was a choice
+        values["lr_side"] = LR_SIDE  # of pictures of before there was a choice
+        values |= {f.name: metadata[f.name] for f in dataclasses.fields(Run) if f.name in metadata}
         for name, kinds in _KINDS.items():
             if not isinstance(values[name], kinds) or (isinstance(values[name], bool) and kinds is not bool):
                 raise UserError(f"the picture's metadata has {name} = {values[name]!r:.80}")

@@ -14,10 +14,12 @@ from typing import Any
 
 from ultrapixel_jax.config import DiffusionConfig, unknown_key
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sizes import LR_SIDE, Bucket, check_size, parse_size
+from ultrapixel_jax.sizes import Bucket, check_size, parse_size
 
 MAX_SEED = 2**32 - 1
 """Largest seed; jax's random keys would fold a larger one onto a smaller without a word."""
+DECODE_BYTES = 4 * 10**9
+"""Memory that decoding may take unless told otherwise."""
 MAX_NAME_BYTES = 200
 """Longest name in UTF-8, which leaves room for a number and an extension within 255."""
 RESERVED_NAMES = frozenset(
@@ -54,19 +56,10 @@ class Request:
     """Sampling of both stage C passes."""
     stage_b: DiffusionConfig
     """Sampling of stage B."""
-    lr_side: int = LR_SIDE
-    """The model's `GuidanceConfig.lr_side`."""
-    preview: bool = False
-    """Whether the previewer draws it in place of stages B and A."""
     name: str | None = None
     """Name of the file, without extension; None makes one from index, prompt and seed."""
     index: int = 0
     """Place in the whole list, the same in every process."""
-
-    @property
-    def bucket(self) -> Bucket:
-        """The shapes it runs through."""
-        return Bucket.of(self.height, self.width, self.lr_side)
 
     @property
     def file_name(self) -> str:
@@ -79,7 +72,7 @@ class Batch:
     """Requests that run together."""
 
     bucket: Bucket
-    """The bucket that all of them have."""
+    """The shapes that all of them run through."""
     requests: tuple[Request, ...]
     """At least one; all with the same sampling settings."""
     padding: int
@@ -231,7 +224,6 @@ def make_requests(
     seed: int = 0,
     negative_prompt: str = "",
     num_images: int = 1,
-    preview: bool = False,
 ) -> list[Request]:
     """Turn entries into requests: `num_images` of each, with seeds seed, seed + 1, …
 
@@ -263,7 +255,6 @@ def make_requests(
                     width=wide,
                     stage_c=stage_c,
                     stage_b=stage_b,
-                    preview=preview,
                     name=name,
                     index=len(requests),
                 )
@@ -274,29 +265,38 @@ def make_requests(
 # ---------------------------------------------------------------------------- batches and shares
 
 
-def plan(requests: Sequence[Request], batch_size: int) -> list[Batch]:
+def plan(requests: Sequence[Request], batch_size: int, lr_side: int) -> list[Batch]:
     """Group requests into device batches of one bucket and one set of settings each.
 
     Groups come in the order of their first request, requests in list order, so that each bucket
     compiles once and the first pictures are those asked for first. Only the last batch of a group is
     padded.
+
+    Args:
+        requests: what to draw.
+        batch_size: pictures at once.
+        lr_side: the model's, in units of 32 pixels (`Cascade.lr_side`).
     """
+    buckets = _buckets(requests, lr_side)
     return [
-        Batch(requests[at[0]].bucket, tuple(requests[i] for i in at), batch_size - len(at))
-        for at in _chunks(requests, batch_size)
+        Batch(buckets[at[0]], tuple(requests[i] for i in at), batch_size - len(at))
+        for at in _chunks(requests, buckets, batch_size)
     ]
 
 
-def share(requests: Sequence[Request], index: int, count: int, batch_size: int = 1) -> list[Request]:
+def share(
+    requests: Sequence[Request], index: int, count: int, batch_size: int, lr_side: int
+) -> list[Request]:
     """The part of the list, in list order, that process `index` of `count` makes.
 
     Every request goes to exactly one process. The batches of the whole plan are dealt in consecutive
     runs of about equal numbers of pixels, so that a bucket is split (and compiled twice) only at the
     borders and no process gets more than its even part plus one batch.
     """
-    chunks = _chunks(requests, batch_size)
+    buckets = _buckets(requests, lr_side)
+    chunks = _chunks(requests, buckets, batch_size)
     # A padded batch takes as long as a full one: its cost is that of its bucket alone.
-    costs = [requests[at[0]].bucket.pixels[0] * requests[at[0]].bucket.pixels[1] for at in chunks]
+    costs = [buckets[at[0]].pixels[0] * buckets[at[0]].pixels[1] for at in chunks]
     total, before, mine = sum(costs), 0, []
     for at, cost in zip(chunks, costs):
         # The process in whose even part of the total the middle of this batch falls.
@@ -306,10 +306,13 @@ def share(requests: Sequence[Request], index: int, count: int, batch_size: int =
     return [requests[i] for i in sorted(mine)]
 
 
-def _chunks(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
+def _buckets(requests: Sequence[Request], lr_side: int) -> list[Bucket]:
+    return [Bucket.of(r.height, r.width, lr_side) for r in requests]
+
+
+def _chunks(requests: Sequence[Request], buckets: Sequence[Bucket], batch_size: int) -> list[list[int]]:
     """Positions of the requests of each batch."""
     groups: dict[Hashable, list[int]] = {}
-    for i, request in enumerate(requests):
-        key = (request.bucket, request.stage_c, request.stage_b, request.preview)
-        groups.setdefault(key, []).append(i)
+    for i, (request, bucket) in enumerate(zip(requests, buckets)):
+        groups.setdefault((bucket, request.stage_c, request.stage_b), []).append(i)
     return [at[i : i + batch_size] for at in groups.values() for i in range(0, len(at), batch_size)]

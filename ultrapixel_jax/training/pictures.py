@@ -31,7 +31,6 @@ from ultrapixel_jax.sampling.requests import Request
 from ultrapixel_jax.sampling.tiling import to_uint8
 from ultrapixel_jax.sharding import batch_multiple
 from ultrapixel_jax.sizes import (
-    LR_SIDE,
     STAGE_C_FACTOR,
     Bucket,
     padded_pixels,
@@ -149,20 +148,13 @@ class _Sampling(_Drawing):
             self._task.config.pictures,
             self._task.config.model,
         )
-        lr_side = model.guidance.lr_side if model.guidance else LR_SIDE
         requests = [
-            Request(prompt, "", i, *pictures.size, stage_c=model.sampling_c, stage_b=model.sampling_b,
-                    preview=pictures.preview, lr_side=lr_side)
+            Request(prompt, "", i, *pictures.size, stage_c=model.sampling_c, stage_b=model.sampling_b)
             for i, prompt in enumerate(pictures.prompts)
         ]  # fmt: skip
         multiple = batch_multiple(self._mesh)
-        results = cascade.generate(
-            requests,
-            bucket=requests[0].bucket,
-            batch_size=-(-len(requests) // multiple) * multiple,
-            preview=pictures.preview,
-        )
-        cascade.replace_variables({})
+        results = cascade.generate(requests, batch_size=-(-len(requests) // multiple) * multiple)
+        cascade.drop_variables()
         return np.stack([result.image for result in results])
 
 
@@ -194,7 +186,7 @@ class _Decoding(_Drawing):
             for i, c in enumerate(captions)
         ]
         made = cascade.decode(requests, bucket, latent)[:, :height, :width]
-        cascade.replace_variables({})
+        cascade.drop_variables()
         return np.concatenate([images, made])
 
 

@@ -252,9 +252,7 @@ def _keep(output: Path, case: Case, drawn: Drawn) -> None:
 # ---------------------------------------------------------------------------- the cascade
 
 
-def drawing(
-    cascade: Cascade, *, stage_c: Any, stage_b: Any, lr_side: int, batch_size: int, preview: bool = False
-) -> Draw:
+def drawing(cascade: Cascade, *, stage_c: Any, stage_b: Any, lr_side: int, batch_size: int) -> Draw:
     """What `cascade` draws, with its low-resolution pass, if any, decoded in the same way.
 
     Previews are enlarged to the size that was asked for.
@@ -262,23 +260,22 @@ def drawing(
     from ultrapixel_jax.sampling.requests import Request
 
     def sized(image: np.ndarray, size: HW) -> np.ndarray:
-        return enlarge(image, size) if preview else image
+        return enlarge(image, size) if cascade.preview else image
 
     def draw(cases: Sequence[Case], captions: Sequence[str]) -> list[Drawn]:
         height, width = cases[0].size
         requests = [
-            Request(caption, "", case.seed, height, width, stage_c, stage_b, lr_side)
+            Request(caption, "", case.seed, height, width, stage_c, stage_b)
             for case, caption in zip(cases, captions)
         ]
-        bucket = requests[0].bucket
-        results = cascade.generate(requests, bucket=bucket, batch_size=batch_size, preview=preview)
+        results = cascade.generate(requests, batch_size=batch_size)
         high = [sized(result.image, (height, width)) for result in results]
         low = low_bucket(height, width, lr_side)
         if cascade.config.guidance is None:
             return [Drawn(image, None, low.pixels) for image in high]
         filled = [*range(len(results)), *[0] * (batch_size - len(results))]  # one compiled program for all
         latent = np.stack([results[i].latents["stage_c_low"] for i in filled])
-        pictures = cascade.decode([requests[i] for i in filled], low, latent, preview=preview)
+        pictures = cascade.decode([requests[i] for i in filled], low, latent)
         return [Drawn(image, sized(small, low.pixels), low.pixels) for image, small in zip(high, pictures)]
 
     return draw
@@ -410,7 +407,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cascade, settings = _load(options)
         draw = drawing(
             cascade, stage_c=cascade.config.sampling_c, stage_b=cascade.config.sampling_b,
-            lr_side=settings["lr_side"], batch_size=options.batch_size, preview=options.preview,
+            lr_side=settings["lr_side"], batch_size=options.batch_size,
         )  # fmt: skip
         sizes = dict.fromkeys(options.sizes)
         cases = [

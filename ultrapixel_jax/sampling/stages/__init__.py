@@ -1,0 +1,12 @@
+"""The stages of a picture, in the order it runs through them.
+
+| stage | takes | gives |
+|---|---|---|
+| `text.TextEncoder` | prompts and negative prompts | `Prompts` |
+| `stage_c.TwoBranchSampler` | `Prompts` | `LowPass`, then `StageCLatents` |
+| `stage_b.StageBSampler` | the pooled text, stage C's latent | stage A's latent |
+| `pixels.TiledDecoder` | stage A's latent | pixels |
+| `pixels.PreviewDecoder` | stage C's latent | pixels, in place of the last two |
+
+Each owns its networks, their variables and its programs; `pipeline.Cascade` passes arrays between them.
+"""

@@ -1,0 +1,131 @@
+"""What stages have in common: how their programs are compiled, their variables, their loop of steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import jax
+from jaxtyping import Array, Float
+
+from ultrapixel_jax.compilation.executables import Executables
+from ultrapixel_jax.compilation.program import Program
+from ultrapixel_jax.config import DiffusionConfig
+from ultrapixel_jax.diffusion.sampler import image_keys, make_table, noise
+from ultrapixel_jax.report import Report
+
+LR, HR, STAGE_B = range(3)
+"""Streams of an image's random numbers: one for each pass."""
+
+CHUNK_SECONDS = 0.5
+"""How much work is dispatched between two calls of a `Watch`."""
+
+State = TypeVar("State")
+Estimate = Callable[[], Array]
+"""Makes the clean latent that a pass is heading for, (b, h, w, c)."""
+Watch = Callable[[int, int, Estimate], None]
+"""Told (steps done, steps in all, the latent so far, computed when called) while a pass runs."""
+
+
+class LoopInputs(NamedTuple):
+    """Run-time inputs of a pass: where its noise comes from, and the coefficients of its steps."""
+
+    keys: Any
+    """One key per image, (b, 2) uint32."""
+    table: Any
+    """`sampler.Table`."""
+
+    @classmethod
+    def of(cls, seeds: Sequence[int], stream: int, settings: DiffusionConfig) -> LoopInputs:
+        """Those of a pass with the noise of `stream`."""
+        return cls(image_keys(list(seeds), stream), make_table(settings))
+
+    def fresh(self, x: Float[Array, "b h w c"]) -> Callable[[Any], Any]:
+        """The noise that step i adds to `x`."""
+        return lambda i: noise(self.keys, i + 1, x.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """How the programs of all stages are compiled."""
+
+    dtype: Any
+    """Of computing, but for the decoders."""
+    mesh: jax.sharding.Mesh | None
+    """None for one device."""
+    report: Report
+    """Compilation counts to its stage `compile`."""
+    executables: Executables | None
+    """Where compiled programs are kept."""
+
+    def program(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        batched: Sequence[int],
+        static: tuple[int, ...] = (),
+        dtype: Any = None,
+        wide_maps: bool = False,
+    ) -> Program:
+        """`function` as a `Program`; `static` are the positions of arguments that are no arrays."""
+        return Program(
+            function, batched=batched, mesh=self.mesh, report=self.report, dtype=dtype or self.dtype,
+            name=name, executables=self.executables, static_argnums=static, wide_maps=wide_maps,
+        )  # fmt: skip
+
+
+class Stage:
+    """One part of the cascade: networks, their variables, and the programs that run them."""
+
+    networks: ClassVar[tuple[str, ...]]
+    """Names of its networks in `CascadeConfig`."""
+
+    def __init__(self, variables: Mapping[str, Any]) -> None:
+        self.variables: dict[str, Any] = {}
+        """By network, the first argument of its programs; other values of the same shapes compile nothing."""
+        self.replace_variables(variables)
+
+    def replace_variables(self, variables: Mapping[str, Any]) -> None:
+        """Run with those of `variables`, by network, that belong to this stage."""
+        self.variables |= {name: variables[name] for name in self.networks if name in variables}
+
+    @property
+    def compilations(self) -> int:
+        """How many programs it has compiled, or read from disk."""
+        return sum(p.compilations for p in vars(self).values() if isinstance(p, Program))
+
+
+def in_steps(
+    run: Callable[[State, int, int], State],
+    state: State,
+    steps: int,
+    watch: Watch | None,
+    estimate: Callable[[State, State, int], Array],
+) -> State:
+    """`run(state, first, last)` over all `steps`: at once or, where somebody watches, in chunks.
+
+    Splitting changes no bit: first and last step are run-time values.
+
+    Args:
+        run: some of the pass's steps.
+        state: before the first.
+        steps: how many there are.
+        watch: told after every chunk.
+        estimate: the clean latent, from the states before and after a step, and its number; −1 before
+            the first.
+    """
+    if watch is None:
+        return jax.block_until_ready(run(state, 0, steps))
+    watch(0, steps, lambda state=state: estimate(state, state, -1))
+    done, chunk = 0, 1
+    while done < steps:
+        began, last = time.perf_counter(), min(done + chunk, steps)
+        before = state if last == done + 1 else run(state, done, last - 1)
+        state = jax.block_until_ready(run(before, last - 1, last))
+        per_step = (time.perf_counter() - began) / (last - done)
+        done, chunk = last, max(1, min(steps, int(CHUNK_SECONDS / max(per_step, 1e-6))))
+        watch(done, steps, lambda before=before, state=state, i=last - 1: estimate(before, state, i))
+    return state
