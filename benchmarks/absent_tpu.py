@@ -7,7 +7,7 @@
 The TPU's own compiler, which is in libtpu, compiles each program for the devices of the slice in the order
 that the project's mesh has. Printed are, for each chip, the memory, the collectives of one update or one
 sampling step, and what the compiler counts of operations. Weights, state and inputs are abstract.
-A full-size program takes one to five minutes of one core and 4 GB.
+A full-size program takes more than five minutes of one core, and 4 GB.
 
 Names of slices are Google's: v5e-16 and v6e-16 are 16 chips (4x4), but v5p-8 is 4 chips (2x2x1): v5p's
 number counts two cores for each chip, which are one device. `v5p:2x2x2` names chips by their coordinates.
@@ -15,7 +15,6 @@ number counts two cores for each chip, which are one device. `v5p:2x2x2` names c
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -25,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import Row, table
-from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import MESH, Parser, one_of, whole
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sampling.options import parse_mesh
 from ultrapixel_jax.sizes import Bucket, parse_size
 
 FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
@@ -136,28 +135,20 @@ def refusal(message: str) -> str:
 
 def parser() -> Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m benchmarks.absent_tpu", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("--slice", default="v6e-16", metavar="NAME", help="such as v5e-16, v5p-8, v6e:4x4")
-    p.add_argument("--mesh", type=parse_mesh, required=True, metavar="data=N,fsdp=N,tensor=N,rows=N")
-    p.add_argument("--program", nargs="+", choices=PROGRAMS, default=["train"], metavar="NAME",
-                   help=f"{', '.join(PROGRAMS)} (default: train)")  # fmt: skip
-    p.add_argument("--preset", type=Path, default=Path("configs/train/guidance.py"), metavar="FILE",
-                   help="of training (default: configs/train/guidance.py)")  # fmt: skip
-    p.add_argument("--config", type=Path, default=Path("configs/full.py"), metavar="FILE",
-                   help="of sampling (default: configs/full.py)")  # fmt: skip
-    p.add_argument("--size", nargs="+", default=["4096x4096"], metavar="HEIGHTxWIDTH",
-                   help="of pictures; stage C's latents are a 42.67th (default: 4096x4096)")  # fmt: skip
-    p.add_argument("--batch", nargs="+", type=whole("--batch", 1, 1 << 20), metavar="N",
-                   help="examples or pictures of all chips (default: one per data·fsdp)")  # fmt: skip
-    p.add_argument("--accumulate", type=whole("--accumulate", 1, 1 << 20), default=1, metavar="N",
-                   help="parts of a training batch, one after the other")  # fmt: skip
-    p.add_argument("--tile", type=whole("--tile", 8, 4096), default=256, metavar="N",
-                   help="side of stage A's tiles in latent pixels (default: 256)")  # fmt: skip
-    p.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
-    p.add_argument("--hlo", type=Path, metavar="FILE", help="write the last program's optimised text")
+    p = Parser("python -m benchmarks.absent_tpu", __doc__)
+    p.option("--slice", str, "such as v5e-16, v5p-8 or v6e:4x4", "v6e-16")
+    p.option("--mesh", MESH, "of all its chips", required=True)
+    p.option("--program", one_of(PROGRAMS), "what is compiled", ["train"], nargs="+")
+    p.option("--preset", Path, "of training", Path("configs/train/guidance.py"), metavar="FILE")
+    p.option("--config", Path, "of sampling", Path("configs/full.py"), metavar="FILE")
+    p.option("--size", parse_size, "of pictures; stage C's latents are a 42.67th", [(4096, 4096)],
+             shown="4096x4096", nargs="+", metavar="HEIGHTxWIDTH")  # fmt: skip
+    count = whole(1, 1 << 20)
+    p.option("--batch", count, "examples or pictures of all chips", shown="one per data·fsdp", nargs="+")
+    p.option("--accumulate", count, "parts of a training batch, one after the other", 1)
+    p.option("--tile", whole(8, 4096), "side of stage A's tiles in latent pixels", 256)
+    p.option("--json", Path, "write what was found", metavar="FILE")
+    p.option("--hlo", Path, "write the last program's optimised text", metavar="FILE")
     return p
 
 
@@ -168,7 +159,6 @@ def run(argv: list[str]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # beside another such process
-    sizes = [parse_size(size) for size in o.size]
 
     from ultrapixel_jax.config import load_config
     from ultrapixel_jax.sharding import batch_multiple, make_mesh
@@ -178,7 +168,7 @@ def run(argv: list[str]) -> None:
     devices = devices_of(o.slice)
     mesh = make_mesh(o.mesh, devices)
     rows: list[Row] = []
-    for size in sizes:
+    for size in o.size:
         for batch in o.batch or [batch_multiple(mesh)]:
             if batch % (batch_multiple(mesh) * o.accumulate):
                 raise UserError(
@@ -240,7 +230,7 @@ def program_of(
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code: 2 where a program does not fit."""
-    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+    return commands.run(lambda: run(sys.argv[1:] if argv is None else argv), interrupted="repeat the command")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_names(name: str, platform: str) -> None:
     assert target.platform() == "cpu"
     with target.traced_for(name):
         assert target.platform() == platform
-        assert (compiler_options("bfloat16", True) is None) == (platform != "cpu")
+        assert (compiler_options("bfloat16", wide_maps=True) is None) == (platform != "cpu")
     assert target.platform() == "cpu"
 
 
