@@ -35,7 +35,8 @@ def train(config: TrainConfig) -> int:
 
     # ── Machines ───────────────────────────────────────────────────────────────────────────────────────
     machines.join(config.machines)
-    compilation_cache.use()
+    if compilation_cache.use() is None:
+        print("warning: no compilation cache: the user's cache directory cannot be written", file=sys.stderr)
     mesh = machines.mesh_of(config.mesh)
 
     from ultrapixel_jax.checkpoints.sources import Sources
@@ -65,7 +66,7 @@ def train(config: TrainConfig) -> int:
             sources.fill_with_random(config.model, config.seed)
         sources.require(task.frozen, f"training {', '.join(task.trained)}")
         inputs = Inputs(task, sources.tokenizer, mesh)
-        draw = make_pictures(task, sources, mesh) if config.pictures.every else None
+        draw = make_pictures(task, sources, mesh, inputs.place) if config.pictures.every else None
 
         # ── State: that of the newest checkpoint, or a fresh one ───────────────────────────────────────
         checkpoints = RunCheckpoints(config.output, config.checkpoints)
