@@ -7,7 +7,6 @@ takes about the memory of one tensor. A bad file is a `UserError` of one line th
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import math
@@ -26,6 +25,7 @@ from convert.torch_stream import HEAD, TorchStream
 from convert.torch_zip import NoWeightsError, TorchZip
 from ultrapixel_jax.checkpoints.tokenizer import FILES as TOKENIZER
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import is_full
 
 Spec = tuple[tuple[int, ...], np.dtype]
 """Shape and dtype of a tensor."""
@@ -356,7 +356,7 @@ def write_safetensors(
         _refuse_existing(path)  # what came into being meanwhile
         partial.rename(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_full(error):
             raise UserError(f"{path}: no space left for its {end / 1e9:.1f} GB; free some") from error
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
