@@ -5,7 +5,8 @@
     python sample.py --reproduce output/00000-a-lighthouse-in-a-storm-0.png --checkpoint DIR
 
 Every picture carries its prompt, seed and settings. Nothing is overwritten, and the same command continues
-where it stopped. Several processes share a list with --process-index and --process-count.
+where it stopped. Several processes share a list with --process-index and --process-count, and a mesh with
+--distributed or --coordinator.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ultrapixel_jax import commands
+from ultrapixel_jax import commands, processes
 from ultrapixel_jax.errors import UserError, one_line
 from ultrapixel_jax.sampling.options import Options, parse_arguments
 
@@ -31,11 +32,15 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     stopped = "finished pictures are kept, and the same command continues"
-    return commands.run(lambda: run(parse_arguments(argv)), interrupted=stopped)
+    return commands.run(lambda: processes.together(lambda: run(parse_arguments(argv))), interrupted=stopped)
 
 
 def run(options: Options) -> int:
     """Make what `options` ask for."""
+    # ── Processes that share a mesh, on which all of them draw every picture: process 0 says and writes it. ─
+    if options.distributed:
+        processes.join(options.coordinator, options.process_index, options.process_count)
+
     # ── What to draw. Everything that can be wrong with it is found before jax is imported. ────────────
     from ultrapixel_jax.config import load_config
     from ultrapixel_jax.sampling import pictures
@@ -49,7 +54,7 @@ def run(options: Options) -> int:
         requests = listed(options)
     batch_size = device_batch(options)
     output = options.output or (options.reproduce.parent if options.reproduce else Path("output"))
-    if not options.compile_only:
+    if not options.compile_only and processes.is_first():
         pictures.check_writable(output)
 
     # ── Devices ────────────────────────────────────────────────────────────────────────────────────────
@@ -86,7 +91,9 @@ def run(options: Options) -> int:
         refuse_other_model(made_by, the_run)
     else:
         requests = with_settings(requests, cascade, options)
-    requests = share(requests, options.process_index, options.process_count, batch_size, cascade.lr_side)
+    if not options.distributed:
+        index, count = options.process_index, options.process_count
+        requests = share(requests, index, count, batch_size, cascade.lr_side)
     if not requests:
         say(options, "the list has no batch for this process")
         return 0
@@ -118,9 +125,14 @@ def run(options: Options) -> int:
     todo = requests
     if made_by is None:
         latents = options.save_latents
-        todo = [r for r in todo if not pictures.find(output, r.file_name, described[r], latents=latents)]
+
+        def there() -> list[bool]:
+            return [bool(pictures.find(output, r.file_name, described[r], latents=latents)) for r in requests]
+
+        todo = [r for r, done in zip(requests, processes.agreed(there, "done")) if not done]
     written = 0
-    with Progress(len(requests), len(requests) - len(todo), options.quiet) as progress:
+    quiet = options.quiet or options.distributed  # a bar cuts loops into pieces, by this process's clock
+    with Progress(len(requests), len(requests) - len(todo), quiet) as progress:
         for batch in plan(todo, batch_size, cascade.lr_side):
             try:
                 results = cascade.generate(
@@ -139,6 +151,8 @@ def run(options: Options) -> int:
                     "--batch-size or --decode-memory, --dtype bfloat16, or more devices with --mesh"
                 ) from error
             for request, result in zip(batch.requests, results, strict=True):
+                if not processes.is_first():
+                    continue
                 saved = pictures.save(
                     output,
                     request.file_name,
@@ -304,13 +318,14 @@ def summary(options: Options, cascade: Cascade, cache: Path | None) -> None:
 
 def say(options: Options, text: str) -> None:
     """Print on stdout, unless it should be quiet."""
-    if not options.quiet:
+    if not options.quiet and processes.is_first():
         print(text)
 
 
 def note(text: str, kind: str = "note") -> None:
     """Print one line on stderr."""
-    print(f"{kind}: {one_line(text)}", file=sys.stderr)
+    if processes.is_first():
+        print(f"{kind}: {one_line(text)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

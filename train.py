@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ultrapixel_jax import commands
+from ultrapixel_jax import commands, processes
 from ultrapixel_jax.training.options import parse
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     stopped = "the same command continues from the last checkpoint"
-    return commands.run(lambda: train(parse(argv)), interrupted=stopped)
+    return commands.run(lambda: processes.together(lambda: train(parse(argv))), interrupted=stopped)
 
 
 def train(config: TrainConfig) -> int:
@@ -35,11 +35,11 @@ def train(config: TrainConfig) -> int:
 
     # ── Machines ───────────────────────────────────────────────────────────────────────────────────────
     machines.join(config.machines)
-    compilation_cache.use()
+    if compilation_cache.use() is None:
+        print("warning: no compilation cache: the user's cache directory cannot be written", file=sys.stderr)
     mesh = machines.mesh_of(config.mesh)
 
     from ultrapixel_jax.checkpoints.sources import Sources
-    from ultrapixel_jax.compilation.options import options_to_initialise
     from ultrapixel_jax.data.loader import Loader
     from ultrapixel_jax.report import matmul_rate
     from ultrapixel_jax.training import state as states
@@ -71,18 +71,14 @@ def train(config: TrainConfig) -> int:
         checkpoints = RunCheckpoints(config.output, config.checkpoints)
         checkpoints.check(config)
         optimizer = make_optimizer(config.optimizer, config.steps)
-        create = states.creator(task, optimizer)
-        given = states.given(task, sources)
-        abstract = jax.eval_shape(create, given)
+        abstract = jax.eval_shape(states.creator(task, optimizer), {})
         shardings = states.state_shardings(abstract, optimizer, mesh)
         if checkpoints.latest is None:
-            options = options_to_initialise(abstract.params)
-            state, position = jax.jit(create, out_shardings=shardings, compiler_options=options)(given), {}
+            state, position = states.fresh(task, optimizer, sources, mesh, shardings), {}
         else:
             state, position = checkpoints.restore(states.place(abstract, shardings))
             loader.restore(position)
         checkpoints.describe(config)
-        del given
         frozen = states.frozen(task, sources, mesh)
 
         # ── Step, compiled once per bucket ─────────────────────────────────────────────────────────────

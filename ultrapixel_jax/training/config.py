@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
-from ultrapixel_jax.config import CascadeConfig, ScheduleName, check_dtype
+from ultrapixel_jax.config import CascadeConfig, ScheduleName, check_dtype, to_dict
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.errors import UserError
 
@@ -279,8 +279,12 @@ class MachinesConfig:
     """Number of processes, where it is not detected."""
     silence: int = 100
     """Seconds without a sign of life after which a process counts as lost, and the others stop."""
+    patience: int = 300
+    """Seconds to wait for all processes at the start; then those that came end."""
 
     def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise UserError(f"machines.patience {self.patience} must be 1 or more")
         if self.silence < 1:
             raise UserError(f"machines.silence {self.silence} must be 1 or more")
         given = (bool(self.coordinator), self.process_id >= 0, self.process_count > 0)
@@ -341,6 +345,11 @@ class TrainConfig:
             )
         if isinstance(self.task, GuidanceTask) and self.model.guidance is None:
             raise UserError("this task trains model.guidance, which is None; give it a configuration")
+
+
+def config_to_json(config: TrainConfig) -> dict[str, Any]:
+    """Plain form of a configuration; `task_type` names the class of `task`."""
+    return {"task_type": type(config.task).__name__, **to_dict(config)}
 
 
 MAY_CHANGE = (
