@@ -173,6 +173,12 @@ def rows_mesh(size: Any) -> AbstractMesh | None:
     return mesh if count > 1 and isinstance(size, int) and size % count == 0 else None
 
 
+def divides_rows_and_kernels() -> bool:
+    """Whether the mesh divides both the rows of maps and the channels of kernels."""
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape.get("rows", 1) > 1 and mesh.shape.get("tensor", 1) > 1
+
+
 def by_rows(
     function: Callable[..., Array], mesh: AbstractMesh, *, takes: Sequence[Literal["rows", "whole"]]
 ) -> Callable[..., Array]:
