@@ -56,7 +56,8 @@ class Options:
     """The same for stage B."""
     checkpoint: Path | None
     config: Path | None
-    dtype: str
+    dtype: str | None
+    """None goes by the model's size."""
     mesh: dict[str, int] | None
     batch_size: int | None
     tile: int | None
@@ -115,8 +116,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         settings_b=settings[1],
         checkpoint=_existing_directory(values.checkpoint),
         config=values.config,
-        # The demo is small and runs on CPUs, where bfloat16 gains nothing.
-        dtype=values.dtype or ("bfloat16" if values.checkpoint else "float32"),
+        dtype=values.dtype,
         mesh=values.mesh,
         batch_size=values.batch_size,
         tile=values.tile,
@@ -235,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         type=check_dtype,
         metavar="|".join(DTYPES),
-        help="of computing (default: bfloat16 with a checkpoint, float32 without)",
+        help="of computing (default: bfloat16, but float32 for small models like the demo)",
     )
     group = parser.add_argument_group("output")
     add = group.add_argument
