@@ -21,7 +21,8 @@ if str(ROOT) not in sys.path:  # convert/, configs/ and the scripts are used fro
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and child processes inherit the first process's
     COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+    # Several runs of `tests.mutants` share one.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("TESTS_COMPILED", COMPILED.name)
     FLAGS = os.environ.get("XLA_FLAGS", "")
     if "--xla_backend_optimization_level" not in FLAGS:
         os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_backend_optimization_level=1".strip()

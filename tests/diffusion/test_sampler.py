@@ -47,6 +47,11 @@ def test_step_is_the_formula(eta):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-3)
 
 
+def test_networks_are_given_the_t_of_the_cosine_schedule():
+    table = make_table(DiffusionConfig(steps=5))
+    np.testing.assert_allclose(table.r[1:5], [0.8, 0.6, 0.4, 0.2], atol=1e-5)
+
+
 def test_ddim_reaches_x0_from_the_true_noise():
     """With the noise that made x, every deterministic step stays on the way to x₀."""
     x0 = jax.random.normal(jax.random.key(0), (1, *SHAPE))
@@ -111,8 +116,10 @@ def test_noise_depends_on_seed_stream_and_step_only():
         noise(jnp.asarray(image_keys([7], 1)), 4, SHAPE),
         initial_noise(jnp.asarray(image_keys([7], 1)), SHAPE),
     ]
+    others.append(noise(jnp.asarray(image_keys([7 + 2**32], 1)), 3, SHAPE))
     for other in others:
         assert not np.allclose(other[0], both[0])
+    np.testing.assert_array_equal(others[2], noise(jnp.asarray(image_keys([7], 1)), 0, SHAPE))
     large = noise(jnp.asarray(image_keys([2**32 - 1], 0)), 1, (64, 64, 16))
     assert abs(float(large.mean())) < 0.02 and abs(float(large.std()) - 1) < 0.02
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
 from tests.recordings import relative_error
+from ultrapixel_jax.config import LevelConfig
 from ultrapixel_jax.models import attention as attn
-from ultrapixel_jax.models.blocks import GlobalResponseNorm, ResBlock
+from ultrapixel_jax.models.blocks import GlobalResponseNorm, ResBlock, build_levels
 from ultrapixel_jax.models.convolutions import depthwise
 from ultrapixel_jax.models.embeddings import fourier_features, sinusoidal
 from ultrapixel_jax.models.layers import pixel_shuffle, pixel_unshuffle
@@ -232,3 +233,12 @@ def test_a_fresh_resblock_is_linear_in_its_skip():
     nothing, once, thrice = (block.apply(variables, x, factor * skip) for factor in (0, 1, -3))
     assert jnp.abs(once - nothing).max() > 0.1
     assert relative_error(thrice - nothing, -3 * (once - nothing)) < 1e-5
+
+
+def test_residual_branches_start_the_smaller_the_more_there_are():
+    """Xavier's deviation over the root of the number of blocks on the way down."""
+    down, up = build_levels((LevelConfig(32, 4, 3, 2), LevelConfig(32, 4, 13, 5)), (), jnp.float32, False)
+    for level in (*down, *up):
+        block = ResBlock(32, out_scale=level.out_scale)
+        kernel = block.init(jax.random.key(0), jnp.zeros((1, 1, 1, 32)))["params"]["contract"]["kernel"]
+        np.testing.assert_allclose(np.std(kernel), math.sqrt(2 / (32 + 4 * 32)) / 4, rtol=0.05)

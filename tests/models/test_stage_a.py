@@ -140,3 +140,26 @@ def test_nearest_entry_is_found():
     expected = ((z[..., None, :] - codebook) ** 2).sum(-1).argmin(-1)
     found = nearest_entries(jnp.asarray(z, jnp.float32), jnp.asarray(codebook, jnp.float32))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_gradients_of_the_quantizer():
+    """Codebook entries are drawn to z with weight 1, z to its entry with weight 0.25; by hand."""
+    config = StageAConfig(c_hidden=8, bottleneck_blocks=1, codebook_size=16)
+    rng = np.random.default_rng(0)
+    latent, codebook = rng.normal(size=(1, 3, 2, 4)), rng.normal(size=(16, 4))
+    z = latent * config.scale_factor
+    nearest = ((z[..., None, :] - codebook) ** 2).sum(-1).argmin(-1)
+    apart = codebook[nearest] - z
+
+    def loss(latent, codebook):
+        quantize = StageA(config).apply({"params": {"codebook": codebook}}, latent, method="quantize")
+        return quantize[2]
+
+    value, (in_latent, in_codebook) = jax.value_and_grad(loss, (0, 1))(
+        jnp.asarray(latent, jnp.float32), jnp.asarray(codebook, jnp.float32)
+    )
+    assert float(value) == pytest.approx(1.25 * (apart**2).mean(), rel=1e-5)
+    expected = np.zeros_like(codebook)
+    np.add.at(expected, nearest.ravel(), 2 * apart.reshape(-1, 4) / apart.size)
+    assert relative_error(in_codebook, expected) < 1e-5
+    assert relative_error(in_latent, -0.25 * 2 * apart / apart.size * config.scale_factor) < 1e-5

@@ -1,0 +1,103 @@
+"""What a line of the log is the mean of, by hand, with a clock that the test winds."""
+
+from __future__ import annotations
+
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from etils import epath
+
+from ultrapixel_jax.training import log as logs
+from ultrapixel_jax.training.config import LogConfig
+from ultrapixel_jax.training.step import BANDS
+
+COUNTS = np.zeros(len(BANDS) - 1)
+
+
+class Clock:
+    """Ten seconds on at every step."""
+
+    now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(logs, "time", types.SimpleNamespace(perf_counter=clock.perf_counter))
+    return clock
+
+
+def opened(directory: Path, start: int = 0) -> logs.Log:
+    config = LogConfig(every=3, tensorboard=False)
+    return logs.Log(epath.Path(directory), config, steps=9, start=start, batch_size=4)
+
+
+def add(log: logs.Log, clock: Clock, step: int) -> None:
+    """The loss of step n is n²; one sample of loss n in band 1 at each, in band 5 at even ones."""
+    clock.now += 10
+    count = COUNTS.copy()
+    count[1], count[5] = 1, 1 - step % 2
+    band = {"band_loss": step * count, "band_count": count}
+    scalars = {"loss": np.asarray(step**2), "gradient_norm": np.asarray(step)}
+    log.add(step, {**scalars, **band}, flops=10**12)
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / logs.METRICS).read_text().splitlines()]
+
+
+def test_lines_are_means_of_their_steps(tmp_path: Path, clock: Clock) -> None:
+    log = opened(tmp_path)
+    log.matmul_rate = 4e11
+    for step in range(1, 7):
+        if step == 5:
+            with log.waiting():
+                clock.now += 6
+            with log.paused():
+                clock.now += 1000
+        add(log, clock, step)
+    log.close()
+    first, second = lines(tmp_path)
+    assert (first["step"], first["loss"], first["gradient_norm"]) == (3, pytest.approx(14 / 3), 2)
+    assert (second["step"], second["loss"], second["gradient_norm"]) == (6, pytest.approx(77 / 3), 5)
+    bands = {"loss_logsnr/-6_-4": (2, 5), "loss_logsnr/+2_+4": (2, 5)}
+    assert {name for name in first if name.startswith("loss_logsnr")} == set(bands)
+    for name, values in bands.items():
+        assert (first[name], second[name]) == values
+    assert first["images_per_second"] == pytest.approx(12 / 30)
+    assert first["tflops"] == pytest.approx(3 / 30)
+    assert first["utilisation"] == pytest.approx(0.25)
+    assert (first["data_wait"], second["data_wait"]) == (0, pytest.approx(6 / 36))
+    assert second["step_seconds"] == pytest.approx(12)
+
+
+def test_a_line_goes_on_after_a_checkpoint(tmp_path: Path, clock: Clock) -> None:
+    log = opened(tmp_path)
+    for step in range(1, 6):
+        add(log, clock, step)
+    kept = json.loads(json.dumps(log.state()))  # as the checkpoint after step 5 has it
+    add(log, clock, 6)
+    add(log, clock, 7)
+    log.close()
+    whole = lines(tmp_path)
+
+    log = opened(tmp_path, start=5)
+    assert lines(tmp_path) == whole[:1]
+    log.restore(kept)
+    add(log, clock, 6)
+    log.close()
+    again = lines(tmp_path)
+    assert [line["step"] for line in again] == [3, 6]
+    for name in ("loss", "gradient_norm", "loss_logsnr/-6_-4", "loss_logsnr/+2_+4"):
+        assert again[1][name] == whole[1][name], name
+    assert again[1]["images_per_second"] == pytest.approx(4 / 10)  # of the one step that this process made
+
+    opened(tmp_path, start=6).close()
+    assert lines(tmp_path) == again  # the line of step 6 stays
