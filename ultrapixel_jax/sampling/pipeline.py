@@ -28,6 +28,7 @@ from ultrapixel_jax.sampling.stages.pixels import PreviewDecoder, TiledDecoder
 from ultrapixel_jax.sampling.stages.stage_b import StageBSampler
 from ultrapixel_jax.sampling.stages.stage_c import StageCLatents, TwoBranchSampler
 from ultrapixel_jax.sampling.stages.text import TextEncoder
+from ultrapixel_jax.sharding import batch_multiple
 from ultrapixel_jax.sizes import LR_SIDE, Bucket
 
 Progress = Callable[[str, int, int, Estimate], None]
@@ -221,6 +222,14 @@ class Cascade:
         with _on(self.mesh):
             prompts = self._encode(requests)
             return self._decode(requests, bucket, prompts, jnp.asarray(latent), None, tile)[1]
+
+    def previewed(self, latent: Float[Any, "b h w c"]) -> UInt8[np.ndarray, "b h8 w8 3"]:
+        """Small pictures of stage C latents, any number of them, by the previewer."""
+        count = latent.shape[0]
+        missing = -count % batch_multiple(self.mesh)
+        with _on(self.mesh):
+            filled = jnp.concatenate([jnp.asarray(latent), *[jnp.asarray(latent[:1])] * missing])
+            return fetch(self.previewer(filled))[:count]
 
     def _encode(self, requests: Sequence[Request]) -> Prompts:
         """The text of `requests`."""

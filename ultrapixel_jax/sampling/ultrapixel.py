@@ -33,11 +33,11 @@ from ultrapixel_jax.config import (
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling import pictures
 from ultrapixel_jax.sampling.picture import Picture
-from ultrapixel_jax.sampling.pipeline import Cascade, Progress, fetch
+from ultrapixel_jax.sampling.pipeline import Cascade, Progress
 from ultrapixel_jax.sampling.requests import DECODE_BYTES, Entry, Request, check_prompt, make_requests, plan
 from ultrapixel_jax.sharding import batch_multiple, make_mesh
 
-Latents = Mapping[str, Float[np.ndarray, "h w c"]]
+Latents = Mapping[str, Float[np.ndarray, "_h _w _c"]]
 """Of one picture: `stage_c_low`, `stage_c`, `stage_b`, as `Picture.latents`."""
 Callback = Callable[[str, int, int, Callable[[], list[Image.Image]]], Any]
 """Called with (stage, steps done, steps in all, preview); `preview()` makes a small picture of each one in
@@ -306,10 +306,9 @@ class UltraPixel:
     # ------------------------------------------------------------------------ inside
 
     def _previewed(self, latent: Callable[[], Any]) -> UInt8[np.ndarray, "b h w 3"]:
-        stage = self.cascade.previewer
-        if not stage.variables:
-            stage.replace_variables(self._load_previewer())
-        return fetch(stage(latent()))
+        if not self.cascade.previewer.variables:
+            self.cascade.replace_variables(self._load_previewer())
+        return self.cascade.previewed(latent())
 
     def _progress(self, callback: Callback | None, count: int) -> Progress | None:
         """What calls `callback`, with the pictures of a batch that are no filling."""

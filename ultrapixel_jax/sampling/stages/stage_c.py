@@ -42,7 +42,7 @@ class StageCLatents(NamedTuple):
 
 
 class TwoBranchSampler(Stage):
-    """Stage C and the guidance networks, and both passes through them (specification, section 6)."""
+    """Stage C and the guidance networks, and both passes through them."""
 
     networks = ("stage_c", "guidance")
 
