@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sampling.options import Options, one_line, parse_arguments
+from ultrapixel_jax import commands
+from ultrapixel_jax.errors import one_line
+from ultrapixel_jax.sampling.options import Options, parse_arguments
 
 if TYPE_CHECKING:
     from ultrapixel_jax import UltraPixel
@@ -28,14 +29,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
-    try:
-        return run(parse_arguments(argv))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: finished pictures are kept, and the same command continues", file=sys.stderr)
-        return 130
+    stopped = "finished pictures are kept, and the same command continues"
+    return commands.run(lambda: run(parse_arguments(argv)), interrupted=stopped)
 
 
 def run(options: Options) -> int:

@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sampling.options import one_line
+from ultrapixel_jax import commands
 from ultrapixel_jax.training.options import parse
 
 if TYPE_CHECKING:
@@ -22,14 +21,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
-    try:
-        return train(parse(argv))
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+    stopped = "the same command continues from the last checkpoint"
+    return commands.run(lambda: train(parse(argv)), interrupted=stopped)
 
 
 def train(config: TrainConfig) -> int:

@@ -27,7 +27,7 @@ class Case:
     """The same without guidance, of the same arguments."""
 
 
-def build(name: str, config: Any, size: tuple[int, int], dtype: str, torch: bool) -> Case:
+def build(name: str, config: Any, size: tuple[int, int], dtype: str, *, torch: bool) -> Case:
     """The case of component `name` for a picture of `size`."""
     import jax
     import jax.numpy as jnp

@@ -9,7 +9,6 @@ image, and the loader whole, by the clock. The page cache is warm.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
@@ -22,6 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import number, whole
 from ultrapixel_jax.data import images
 from ultrapixel_jax.data.buckets import Buckets, lr_size
 from ultrapixel_jax.data.build import build
@@ -89,22 +90,24 @@ def throughput(records: Path, side: int, workers: int, seconds: float) -> float:
         return batches * BATCH / (time.perf_counter() - began)
 
 
-def main() -> None:
+def parser() -> commands.Parser:
+    """The command line."""
+    p = commands.Parser("python -m benchmarks.data", __doc__)
+    p.option("--side", whole(32, 16384), "of the pictures", [1024, 4096], nargs="+")
+    p.option("--workers", whole(0, 1024), "processes that read", [0, 2], nargs="+")
+    p.option("--count", whole(1, 10**6), "images per side", 16)
+    p.option("--seconds", number(above=0), "per measurement", 20.0)
+    return p
+
+
+def run(argv: list[str] | None) -> None:
     """Print one row per side."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--side", type=int, action="append", help="default: 1024 and 4096")
-    parser.add_argument("--workers", type=int, action="append", help="default: 0 and 2")
-    parser.add_argument("--count", type=int, default=16, help="images per side (default: 16)")
-    parser.add_argument("--seconds", type=float, default=20, help="per measurement (default: 20)")
-    options = parser.parse_args()
-    workers = options.workers or [0, 2]
+    options = parser().read(argv)
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
     print(f"{os.cpu_count()} cores, load before the run {load}, Pillow {Image.__version__}, batch {BATCH}")
     head = ["side", "MB", "read", "decode", "resize", "crop", "LR", "batch", "sum ms"]
-    print(" | ".join([*head, *(f"{w} workers, images/s" for w in workers)]), flush=True)
-    for side in options.side or [1024, 4096]:
+    print(" | ".join([*head, *(f"{w} workers, images/s" for w in options.workers)]), flush=True)
+    for side in options.side:
         with tempfile.TemporaryDirectory() as folder:
             source, records = Path(folder) / "source", Path(folder) / "records"
             source.mkdir()
@@ -114,9 +117,14 @@ def main() -> None:
                 (source / f"{i}.txt").write_text(f"picture {i}")
             build(str(source), str(records), quiet=True)
             parts = stages(records, side, options.seconds)
-            rates = [throughput(records, side, w, options.seconds) for w in workers]
+            rates = [throughput(records, side, w, options.seconds) for w in options.workers]
             numbers = [f"{v:.1f}" for v in (*parts.values(), sum(parts.values()), *rates)]
             print(" | ".join([str(side), f"{len(data) / 1e6:.1f}", *numbers]), flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    return commands.run(lambda: run(argv), interrupted="repeat the command")
 
 
 if __name__ == "__main__":

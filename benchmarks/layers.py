@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import check_names, in_own_process, table
-from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import DTYPE, whole
 
 WAYS = {
     "attention": ("heads", "queries", "xla", "cudnn", "torch"),
@@ -150,20 +151,15 @@ def measure(layer: str, way: str, tokens: int, dtype: str, repeat: int) -> dict[
     return row | {"forward_s": median(forward), "gradient_s": median(backward)}
 
 
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m benchmarks.layers", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("names", nargs="*", metavar="LAYER", help=f"{', '.join(WAYS)}; default: both")
-    p.add_argument("--tokens", nargs="+", type=whole("--tokens", 1, 10**6), default=[576, 2304, 9216],
-                   metavar="N", help="of the map (default: 576 2304 9216)")  # fmt: skip
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    p.add_argument("--repeat", type=whole("--repeat", 1, 10_000), default=5, metavar="N",
-                   help="runs that are timed, after one more (default: 5)")  # fmt: skip
-    p.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
-    p.add_argument("--here", metavar="WAY", help=argparse.SUPPRESS)  # in this process, as JSON
+    p = commands.Parser("python -m benchmarks.layers", __doc__)
+    p.argument("names", str, f"{', '.join(WAYS)}; default: both", nargs="*", metavar="LAYER")
+    p.option("--tokens", whole(1, 10**6), "of the map", [576, 2304, 9216], nargs="+")
+    p.option("--dtype", DTYPE, "of computing", "float32")
+    p.option("--repeat", whole(1, 10_000), "runs that are timed, after one more", 5)
+    p.option("--json", Path, "write what was measured", metavar="FILE")
+    p.option("--here", str, argparse.SUPPRESS)  # in this process, as JSON
     return p
 
 
@@ -199,7 +195,7 @@ def run(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+    return commands.run(lambda: run(sys.argv[1:] if argv is None else argv), interrupted="repeat the command")
 
 
 if __name__ == "__main__":

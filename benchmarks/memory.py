@@ -10,13 +10,12 @@ alone, `fsdp` and `tensor` divide these. On GPUs and TPUs, whose attention is an
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from ultrapixel_jax.data.build import Parser, exit_code
-from ultrapixel_jax.sampling.options import parse_mesh
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import MESH, one_of
 from ultrapixel_jax.sizes import Bucket, parse_size
 
 
@@ -89,24 +88,20 @@ def programs(config: Any, bucket: Bucket, mesh: Any) -> dict[str, Any]:
         }  # fmt: skip
 
 
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m benchmarks.memory", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("--config", type=Path, default=Path("configs/stage_b_lite.py"), metavar="FILE",
-                   help="default: configs/stage_b_lite.py")  # fmt: skip
-    p.add_argument("--sizes", nargs="+", default=["4096x4096"], metavar="HEIGHTxWIDTH", help="of pictures")
-    p.add_argument("--mesh", type=parse_mesh, metavar="data=N,fsdp=N,tensor=N,rows=N", help="default: one")
-    p.add_argument("--stage", choices=("C", "B"), help="default: both")
+    p = commands.Parser("python -m benchmarks.memory", __doc__)
+    p.option("--config", Path, "sizes of the networks", Path("configs/stage_b_lite.py"), metavar="FILE")
+    p.option("--sizes", parse_size, "of pictures", [(4096, 4096)], shown="4096x4096", nargs="+",
+             metavar="HEIGHTxWIDTH")  # fmt: skip
+    p.option("--mesh", MESH, "devices", shown="one")
+    p.option("--stage", one_of("CB"), "one alone", shown="both")
     return p
 
 
 def run(argv: list[str]) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
-    sizes = [parse_size(size) for size in o.sizes]
     import jax
 
     from ultrapixel_jax.compilation.options import compiler_options
@@ -117,10 +112,12 @@ def run(argv: list[str]) -> None:
     mesh = make_mesh(o.mesh or {}, None if o.mesh else jax.devices()[:1])
     print("| picture | mesh | stage | weights, GB | temporaries, GB |\n|---|---|---|---|---|")
     name = ", ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1) or "one device"
-    for size in sizes:
+    for size in o.sizes:
         for stage, lowered in programs(config, Bucket.of(*size), mesh).items():
             if o.stage in (None, stage):
-                memory: Any = lowered.compile(compiler_options("bfloat16", stage == "B")).memory_analysis()
+                options = compiler_options("bfloat16", wide_maps=stage == "B")
+                compiled = lowered.compile(options)
+                memory: Any = compiled.memory_analysis()
                 cells = (memory.argument_size_in_bytes / 1e9, memory.temp_size_in_bytes / 1e9)
                 print(
                     f"| {size[0]}x{size[1]} | {name} | {stage} | {cells[0]:.2f} | {cells[1]:.2f} |",
@@ -130,7 +127,7 @@ def run(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+    return commands.run(lambda: run(sys.argv[1:] if argv is None else argv), interrupted="repeat the command")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ vocabulary is the byte alphabet, padded to the configured size.
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -20,8 +20,10 @@ import numpy as np
 
 from convert.export import released_format, released_shapes
 from convert.files import write_safetensors
+from ultrapixel_jax import commands
 from ultrapixel_jax.checkpoints.named_weights import tensor
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
+from ultrapixel_jax.commands import DTYPE
 from ultrapixel_jax.config import CascadeConfig, load_config
 
 SAMPLING = ("clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer")
@@ -50,27 +52,31 @@ def write_tokenizer(directory: Path, vocab_size: int) -> None:
         (directory / name).write_bytes((BYTE_TOKENIZER / name).read_bytes())
 
 
-def main() -> None:
-    """Write the files that the command line asks for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(argv: list[str] | None = None) -> int:
+    """Write the files that the command line asks for; returns the exit code."""
+    p = commands.Parser("python -m benchmarks.named_checkpoint", __doc__)
+    p.argument("directory", Path, "where files are written")
+    p.option("--config", Path, "sizes of the networks", Path("configs/full.py"), metavar="FILE")
+    p.option(
+        "--component", str, "one alone; may be given again", shown="all that sampling needs", action="append"
     )
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--config", type=Path, default=Path("configs/full.py"))
-    parser.add_argument("--component", action="append", help="default: all that sampling needs")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    options = parser.parse_args()
-    config = load_config(options.config)
-    dtype = np.dtype(ml_dtypes.bfloat16 if options.dtype == "bfloat16" else np.float32)
-    options.directory.mkdir(parents=True, exist_ok=True)
-    for name in options.component or SAMPLING:
-        began = time.perf_counter()
-        path = write_component(options.directory, name, config, dtype)
-        if name == "clip_text":
-            write_tokenizer(options.directory, config.clip_text.vocab_size)
-        size = path.stat().st_size
-        print(f"{path}: {size / 1e9:.2f} GB in {time.perf_counter() - began:.0f} s", flush=True)
+    p.option("--dtype", DTYPE, "of the weights", "bfloat16")
+
+    def run() -> None:
+        options = p.read(argv)
+        config = load_config(options.config)
+        dtype = np.dtype(ml_dtypes.bfloat16 if options.dtype == "bfloat16" else np.float32)
+        options.directory.mkdir(parents=True, exist_ok=True)
+        for name in options.component or SAMPLING:
+            began = time.perf_counter()
+            path = write_component(options.directory, name, config, dtype)
+            if name == "clip_text":
+                write_tokenizer(options.directory, config.clip_text.vocab_size)
+            size = path.stat().st_size
+            print(f"{path}: {size / 1e9:.2f} GB in {time.perf_counter() - began:.0f} s", flush=True)
+
+    return commands.run(run, interrupted="files under way are not whole")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -32,7 +32,8 @@ from typing import Any
 
 from benchmarks.cases import Case, build
 from benchmarks.tables import check_names, in_own_process, table
-from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import DTYPE, whole
 from ultrapixel_jax.sizes import Bucket, parse_size
 
 COMPONENTS = {
@@ -75,11 +76,11 @@ def measure(o: argparse.Namespace, name: str, size: tuple[int, int]) -> dict[str
     if name == "image":
         return row | whole_picture(config, size, o.dtype, o.repeat)
     use_torch = o.torch and jax.default_backend() == "cpu"
-    case = build("a" if name == "a-tiled" else name, config, size, o.dtype, use_torch)
+    case = build("a" if name == "a-tiled" else name, config, size, o.dtype, torch=use_torch)
     if name.startswith("a"):
         row["dtype"] = "float32"
     row |= {"latent": f"{case.latent[0]}x{case.latent[1]}", "batch": case.batch}
-    options = compiler_options(row["dtype"], name in ("a", "a-tiled", "b"))
+    options = compiler_options(row["dtype"], wide_maps=name in ("a", "a-tiled", "b"))
     if name == "a-tiled":
         from ultrapixel_jax.sampling.tiling import decode_tiled, halo_for, tile_for_budget
 
@@ -226,23 +227,19 @@ def whole_picture(config: Any, size: tuple[int, int], dtype: str, repeat: int) -
     }  # fmt: skip
 
 
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m benchmarks.sampling", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"  {name:8} {what}" for name, what in COMPONENTS.items()),
-    )  # fmt: skip
-    p.add_argument("names", nargs="*", metavar="COMPONENT", help="see below; default: all")
-    p.add_argument("--config", type=Path, default=Path("configs/lite.py"), metavar="FILE",
-                   help="sizes of the networks (default: configs/lite.py)")  # fmt: skip
-    p.add_argument("--sizes", nargs="+", default=["1024x1024"], metavar="HEIGHTxWIDTH", help="of pictures")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    p.add_argument("--repeat", type=whole("--repeat", 1, 10_000), default=5, metavar="N",
-                   help="runs that are timed, after one more (default: 5)")  # fmt: skip
-    p.add_argument("--no-torch", dest="torch", action="store_false", help="leave PyTorch out")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
-    p.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process, as JSON
+    epilog = "\n".join(f"  {name:8} {what}" for name, what in COMPONENTS.items())
+    p = commands.Parser("python -m benchmarks.sampling", __doc__, epilog=epilog)
+    p.argument("names", str, "see below; default: all", nargs="*", metavar="COMPONENT")
+    p.option("--config", Path, "sizes of the networks", Path("configs/lite.py"), metavar="FILE")
+    p.option("--sizes", parse_size, "of pictures", [(1024, 1024)], shown="1024x1024", nargs="+",
+             metavar="HEIGHTxWIDTH")  # fmt: skip
+    p.option("--dtype", DTYPE, "of computing", "bfloat16")
+    p.option("--repeat", whole(1, 10_000), "runs that are timed, after one more", 5)
+    p.flag("--no-torch", "leave PyTorch out")
+    p.option("--json", Path, "write what was measured", metavar="FILE")
+    p.flag("--here", argparse.SUPPRESS)  # in this process, as JSON
     return p
 
 
@@ -250,8 +247,10 @@ def run(argv: list[str]) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
     check_names("component", o.names, COMPONENTS)
-    pairs = [parse_size(size) for size in o.sizes]
-    o.torch = o.torch and all(importlib.util.find_spec(m) for m in ("torch", "diffusers", "transformers"))
+    pairs = o.sizes
+    o.torch = not o.no_torch and all(
+        importlib.util.find_spec(m) for m in ("torch", "diffusers", "transformers")
+    )
     if o.here:
         print(json.dumps(measure(o, o.names[0], pairs[0])))
         return
@@ -277,7 +276,7 @@ def run(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+    return commands.run(lambda: run(sys.argv[1:] if argv is None else argv), interrupted="repeat the command")
 
 
 if __name__ == "__main__":

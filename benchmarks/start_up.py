@@ -10,7 +10,6 @@ from the project's directory.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -22,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.tables import Row, table
-from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import whole
 from ultrapixel_jax.errors import UserError
 
 COLUMNS = (("what", "command"), ("cold_s", "cold, s"), ("seconds", "warm, s"))
@@ -78,15 +78,11 @@ def measure(repeat: int, work: Path) -> list[Row]:
     return rows
 
 
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m benchmarks.start_up", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("--repeat", type=whole("--repeat", 1, 100), default=3, metavar="N",
-                   help="runs that are timed, after one more (default: 3)")  # fmt: skip
-    p.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
+    p = commands.Parser("python -m benchmarks.start_up", __doc__)
+    p.option("--repeat", whole(1, 100), "runs that are timed, after one more", 3)
+    p.option("--json", Path, "write what was measured", metavar="FILE")
     return p
 
 
@@ -104,7 +100,7 @@ def run(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+    return commands.run(lambda: run(sys.argv[1:] if argv is None else argv), interrupted="repeat the command")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import check_names, in_own_process, table
-from ultrapixel_jax.data.build import Parser, exit_code, whole
-from ultrapixel_jax.sampling.options import parse_mesh
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import MESH, whole
 
 HW = tuple[int, int]
 
@@ -160,19 +160,15 @@ def measure(name: str, steps: int, mesh_sizes: dict[str, int] | None, compile_on
         }  # fmt: skip
 
 
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m benchmarks.training", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CONFIGURATIONS))
-    p.add_argument("--steps", type=whole("--steps", 1, 10_000), default=5, metavar="N",
-                   help="steps that are timed, after one more (default: 5)")  # fmt: skip
-    p.add_argument("--mesh", type=parse_mesh, metavar="data=N,fsdp=N,tensor=N,rows=N", help="default: one")
-    p.add_argument("--compile-only", action="store_true", help="memory by the compiler's reckoning alone")
-    p.add_argument("--json", type=Path, metavar="FILE", help="write what was measured")
-    p.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # in this process, as JSON
+    p = commands.Parser("python -m benchmarks.training", __doc__)
+    p.argument("names", str, ", ".join(CONFIGURATIONS), nargs="*", metavar="NAME")
+    p.option("--steps", whole(1, 10_000), "steps that are timed, after one more", 5)
+    p.option("--mesh", MESH, "devices", shown="one")
+    p.flag("--compile-only", "memory by the compiler's reckoning alone")
+    p.option("--json", Path, "write what was measured", metavar="FILE")
+    p.flag("--here", argparse.SUPPRESS)  # in this process, as JSON
     return p
 
 
@@ -207,7 +203,7 @@ def run(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+    return commands.run(lambda: run(sys.argv[1:] if argv is None else argv), interrupted="repeat the command")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_own_examples_and_heads_are_all_of_them(sizes, rows):
     divided = by_examples_and_heads(attend)
     with jax.set_mesh(make_mesh(sizes, None if sizes else jax.devices()[:1])):
         if rows:
-            divided = by_rows(divided, jax.sharding.get_abstract_mesh(), False, True)
+            divided = by_rows(divided, jax.sharding.get_abstract_mesh(), takes=("rows", "whole"))
         found = jax.jit(lambda q, k: with_gradients(divided, q, k))(q, k)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
     # The batch of two does not divide over eight devices.

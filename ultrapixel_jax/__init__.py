@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from convert.convert import convert
     from ultrapixel_jax.data.build import build as build_data
     from ultrapixel_jax.errors import UserError
     from ultrapixel_jax.sampling.picture import Picture
@@ -30,7 +29,7 @@ _PUBLIC = {
     "convert": "convert.convert:convert",
 }
 """Module and name there of every public name."""
-__all__ = ["Picture", "UltraPixel", "UserError", "__version__", "build_data", "convert"]
+__all__ = ["Picture", "UltraPixel", "UserError", "__version__", "build_data"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from ultrapixel_jax.config import MESH_AXES
 from ultrapixel_jax.errors import UserError
 
 P = PartitionSpec
-MESH_AXES = ("data", "fsdp", "tensor", "rows")
 
 PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # The last linear layer of an MLP or of an attention takes what `tensor` split and joins it again.
@@ -154,15 +154,17 @@ def rows_mesh(size: Any) -> AbstractMesh | None:
     return mesh if count > 1 and isinstance(size, int) and size % count == 0 else None
 
 
-def by_rows(function: Callable[..., Array], mesh: AbstractMesh, *whole: bool) -> Callable[..., Array]:
+def by_rows(
+    function: Callable[..., Array], mesh: AbstractMesh, *, takes: Sequence[Literal["rows", "whole"]]
+) -> Callable[..., Array]:
     """`function` of each device's own rows (the second axis of its arguments), with `rows` a named axis.
 
     Args:
         function: from arrays to one whose second axis is divided, too.
         mesh: from `rows_mesh`.
-        whole: by argument, whether every device gets all of it instead.
+        takes: by argument, whether a device gets its own rows of it, or the whole.
     """
-    specs = tuple(P() if all_of_it else P(None, "rows") for all_of_it in whole)
+    specs = tuple(P() if what == "whole" else P(None, "rows") for what in takes)
 
     def divided(*arrays: Array) -> Array:
         own = jax.shard_map(
@@ -171,9 +173,8 @@ def by_rows(function: Callable[..., Array], mesh: AbstractMesh, *whole: bool) ->
         )  # fmt: skip
         # The gradient of what every device gets whole is a sum over devices. XLA aborts on CPUs where that
         # is in bfloat16 ("Invalid binary instruction opcode copy").
-        wide = [
-            x.dtype == jnp.bfloat16 and w and jax.default_backend() == "cpu" for x, w in zip(arrays, whole)
-        ]
+        on_cpu = jax.default_backend() == "cpu"
+        wide = [on_cpu and x.dtype == jnp.bfloat16 and what == "whole" for x, what in zip(arrays, takes)]
         return own(*(x.astype(jnp.float32) if w else x for x, w in zip(arrays, wide, strict=True)))
 
     return divided  # the other axes stay with the compiler

@@ -19,7 +19,7 @@ from ultrapixel_jax.config import CascadeConfig, ClipTextConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import components
 
-# file: component, layout, variant, parameters (specification §13)
+# file: component, layout, variant, parameters (§13)
 RELEASED = {
     "stage_c": ("stage_c", "released", "full", 3_589_103_632),
     "stage_c_lite": ("stage_c", "released", "lite", 1_030_785_040),

@@ -19,7 +19,7 @@ WORK, CHECKPOINT = Path("work"), Path("checkpoint")
 @pytest.fixture
 def recipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
     monkeypatch.chdir(Path(__file__).parents[2])  # the presets are found from there
-    return train.commands(WORK, CHECKPOINT, seed=1)
+    return train.recipe(WORK, CHECKPOINT, seed=1)
 
 
 def program_of(command: list[str]) -> tuple[str, list[str]]:
@@ -59,7 +59,7 @@ def test_every_command_finds_what_it_needs(recipe: Iterator[tuple[str, list[str]
 
 
 def test_a_trial_is_the_same_recipe_with_fewer_steps(recipe: Iterator[tuple[str, list[str]]]) -> None:
-    trial = train.commands(WORK, CHECKPOINT, seed=1, scale=0.002)
+    trial = train.recipe(WORK, CHECKPOINT, seed=1, scale=0.002)
     for (what, whole), (same, short) in zip(recipe, trial, strict=True):
         assert what == same and program_of(whole)[0] == program_of(short)[0]
         if whole[1] != "train.py":

@@ -59,7 +59,7 @@ def named_variables(rows: Sequence[Row], module: nn.Module, *inputs) -> dict:
 def check_manifest(name: str, rows: Sequence[Row], module: nn.Module, *inputs) -> int:
     """Map the released checkpoint's keys there and back by shapes alone; return the parameter count.
 
-    The count is the specification's (section 13): statistics included, counters not.
+    The count is that of §13: statistics included, counters not.
     """
     specs, keys = variable_specs(module, *inputs), manifest(name)
     steps = plan_import(rows, keys, shapes(specs), name)

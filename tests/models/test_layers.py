@@ -55,7 +55,7 @@ def test_layer_norm():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 0.01)])
 def test_compiler_options_change_nothing_but_the_rounding(dtype, tolerance):
-    options = compiler_options(dtype, True)
+    options = compiler_options(dtype, wide_maps=True)
     assert options is not None
     x, kernel = (jnp.asarray(v, dtype) for v in (normal(300, 200), normal(200, 100, seed=1)))
     lowered = jax.jit(lambda x, kernel: layers.layer_norm(layers.product(x, kernel))).lower(x, kernel)

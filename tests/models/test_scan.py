@@ -63,12 +63,12 @@ def test_scanned_equals_unrolled(name, cfg, loss, shape):
     jax.tree.map(np.testing.assert_array_equal, unstack(stacked, cfg), dict(v))
     x = jax.random.normal(jax.random.key(0), shape)
 
-    def with_gradient(scanned, v):
+    def with_gradient(v, *, scanned):
         function = jax.value_and_grad(functools.partial(loss, scanned), (0, 1))
         return jax.jit(function, compiler_options=UNOPTIMISED)(v, x)
 
-    value, (dv, dx) = with_gradient(False, v)
-    value_s, (dv_s, dx_s) = with_gradient(True, stacked)
+    value, (dv, dx) = with_gradient(v, scanned=False)
+    value_s, (dv_s, dx_s) = with_gradient(stacked, scanned=True)
     assert abs(value - value_s) < 1e-5 * max(abs(value), 1)
     assert relative_error(dx_s, dx) < 1e-4
     for a, b in zip(jax.tree.leaves(unstack(dv_s, cfg)), jax.tree.leaves(dict(dv)), strict=True):

@@ -49,7 +49,7 @@ BAD = [
     ([*P, "--cfg-b", "x"], "--cfg-b 'x' is not a number"),
     ([*P, "--shift", "0"], "--shift '0' must be above 0"),
     ([*P, "--shift-b", "-1"], "--shift-b '-1' must be above 0"),
-    ([*P, "--sampler", "ddmp"], "unknown --sampler value: 'ddmp'; did you mean 'ddpm'"),
+    ([*P, "--sampler", "ddmp"], "--sampler 'ddmp' is not known; did you mean 'ddpm'"),
     ([*P, "--sampler-b", "euler"], "--sampler-b"),
     ([*P, "--eta", "1.5"], "stage C: eta 1.5 is outside"),
     ([*P, "--eta-b", "-0.5"], "stage B: eta -0.5 is outside"),

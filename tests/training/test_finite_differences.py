@@ -39,7 +39,8 @@ def double(tree):
 def float64(monkeypatch):
     """Run networks and losses in float64."""
     for name in (
-        "models.layers", "models.blocks", "models.attention", "models.embeddings", "models.guidance",
+        "models.layers", "models.convolutions", "models.blocks", "models.attention", "models.embeddings",
+        "models.guidance",
         "models.resize", "models.stage_c", "diffusion.loss", "diffusion.two_branch",
         "training.tasks.guidance", "training.tasks.encode", "training.tasks.base",
     ):  # fmt: skip

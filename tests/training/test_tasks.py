@@ -101,7 +101,7 @@ def test_noise_on_latents_is_what_the_previewer_sees_and_not_the_encoder() -> No
     batch = images(2, 64)
 
     def losses(noise: float, seed: int) -> Any:
-        config = config_of(PreviewerTask(True, latent_noise=noise), batch_size=2)
+        config = config_of(PreviewerTask(train_encoder=True, latent_noise=noise), batch_size=2)
         task, _, state, _ = start(config)
         key = jax.vmap(lambda i: jax.random.key_data(jax.random.key(i)))(seed + jnp.arange(2))
         compute = jax.jit(task.loss, compiler_options=UNOPTIMISED)
@@ -118,7 +118,9 @@ def test_outliers_of_the_latent_cost_their_mean_square() -> None:
     batch = {**images(2, 64), **keys(2)}
 
     def losses(weight: float) -> Any:
-        config = config_of(PreviewerTask(True, outlier_weight=weight, outlier_limit=0.5), batch_size=2)
+        config = config_of(
+            PreviewerTask(train_encoder=True, outlier_weight=weight, outlier_limit=0.5), batch_size=2
+        )
         task, _, state, _ = start(config)
         loss = jax.jit(task.loss, compiler_options=UNOPTIMISED)(state.params, state.collections, {}, batch)
         return state, np.asarray(loss.loss)
@@ -127,7 +129,7 @@ def test_outliers_of_the_latent_cost_their_mean_square() -> None:
     variables = {"params": state.params["effnet_encoder"], **state.collections["effnet_encoder"]}
     image = jnp.asarray(batch["image"], jnp.float32) / 255
     encoder = EffnetEncoder(tiny.effnet_encoder)
-    latent, _ = encoder.apply(variables, image, True, mutable=["batch_stats"])
+    latent, _ = encoder.apply(variables, image, train=True, mutable=["batch_stats"])
     beyond = np.abs(np.asarray(latent)).clip(0.5) - 0.5
     assert beyond.any()
     np.testing.assert_allclose(more - plain, 2 * (beyond**2).mean((1, 2, 3)), rtol=1e-3)

@@ -19,7 +19,7 @@ FEW_VALUES = 30_000_000
 """Random values that are drawn in a few seconds by a program that was not optimised."""
 
 
-def compiler_options(dtype: Any, wide_maps: bool) -> dict[str, Any] | None:
+def compiler_options(dtype: Any, *, wide_maps: bool) -> dict[str, Any] | None:
     """For `Lowered.compile` of a sampling program that computes in `dtype`; None for the defaults.
 
     On CPUs, XLA's own kernels instead of YNNPACK's for sums, which otherwise keep every tap of a

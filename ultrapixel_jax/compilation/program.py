@@ -69,7 +69,7 @@ class Program:
         key = (structure, static, tuple((x.shape, x.dtype) for x in leaves))
         if key not in self._compiled:
             with self._report.stage("compile"):
-                options = compiler_options(self._dtype, self._wide_maps)
+                options = compiler_options(self._dtype, wide_maps=self._wide_maps)
 
                 def compiled() -> Any:
                     return self._jitted.lower(*placed).compile(options)

@@ -12,6 +12,7 @@ from ultrapixel_jax.config.cascade import (
     SamplerName,
     ScheduleName,
 )
+from ultrapixel_jax.config.mesh import MESH_AXES, parse_mesh
 from ultrapixel_jax.config.networks import (
     ClipTextConfig,
     ClipVisionConfig,
@@ -34,13 +35,13 @@ from ultrapixel_jax.config.reading import (
     from_dict,
     load_config,
     to_dict,
-    unknown_key,
 )
 
 __all__ = [
     "COMPONENTS",
     "DTYPES",
     "MAX_STEPS",
+    "MESH_AXES",
     "CascadeConfig",
     "ClipTextConfig",
     "ClipVisionConfig",
@@ -62,6 +63,6 @@ __all__ = [
     "check_dtype",
     "from_dict",
     "load_config",
+    "parse_mesh",
     "to_dict",
-    "unknown_key",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import runpy
 import typing
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, get_args
 
 from ultrapixel_jax.config import cascade, networks
 from ultrapixel_jax.config.cascade import CascadeConfig
-from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.errors import UserError, unknown_key
 
 DTYPES = ("float32", "bfloat16")
 
@@ -28,13 +27,6 @@ def check_dtype(name: str) -> str:
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is not known; use one of {', '.join(DTYPES)}")
     return name
-
-
-def unknown_key(name: str, known: list[str], what: str) -> str:
-    """Message for a misspelt `name`, with the nearest of `known`."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-    return f"unknown {what}: {name!r}{hint}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:

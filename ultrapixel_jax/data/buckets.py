@@ -1,4 +1,4 @@
-"""Buckets: the few sizes that images are brought to, so that a batch has one (specification, section 12).
+"""Buckets: the few sizes that images are brought to, so that a batch has one (§12).
 
 Sizes are pairs (height, width) in pixels; a ratio is height / width. All comparisons are exact, in
 integers, so that every process and machine sorts an image into the same bucket.
@@ -76,7 +76,7 @@ def bucket_size(s: int, ratio: Fraction) -> HW:
 
 
 def lr_size(height: int, width: int, side: int) -> HW:
-    """Size of the low-resolution image of a picture (specification, section 1), in pixels.
+    """Size of the low-resolution image of a picture (§1), in pixels.
 
     At least 32 pixels a side. `side` is s: 24 in training.
     """

@@ -14,20 +14,19 @@ or one without caption, is skipped, and named in OUTPUT/report.json.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NoReturn
+from typing import Any
 
-from ultrapixel_jax.config import unknown_key
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import one_of, whole
 from ultrapixel_jax.data import sources
 from ultrapixel_jax.data.config import fingerprint
 from ultrapixel_jax.errors import UserError
@@ -149,7 +148,7 @@ def _run(jobs: Sequence[_Job], workers: int, bar: Any) -> None:
             return
         # Not forked: threads of the libraries in this process would not survive that.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, max(len(jobs), 1)), context, _end_with_parent)
+        pool = ProcessPoolExecutor(min(workers, max(len(jobs), 1)), context, end_with_parent)
         try:
             for future in as_completed([pool.submit(_make_shard, job) for job in jobs]):
                 bar.update(future.result())
@@ -162,7 +161,7 @@ def _run(jobs: Sequence[_Job], workers: int, bar: Any) -> None:
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Let this worker end when its parent is killed, rather than wait for ever.
 
     Ctrl-C is the parent's to handle: it lets the shards that are under way be finished.
@@ -209,86 +208,20 @@ def summary(report: dict[str, Any], output: str) -> str:
 # ---------------------------------------------------------------------------- command line
 
 
-class Parser(argparse.ArgumentParser):
-    """One whose errors are `UserError`s."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise `message`."""
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-    def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """Parse; an unknown option is answered with the nearest known one."""
-        options, unknown = self.parse_known_args(argv)
-        if unknown and unknown[0].startswith("-"):
-            raise UserError(
-                unknown_key(unknown[0].split("=")[0], list(self._option_string_actions), "option")
-            )
-        if unknown:
-            raise UserError(f"unexpected argument {unknown[0]!r:.80} (see {self.prog} --help)")
-        return options
-
-
-def number(option: str) -> Callable[[str], float]:
-    """Type of an argument that is a finite number."""
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError as error:
-            raise UserError(f"{option} {text!r:.80} is not a number") from error
-        if not math.isfinite(value):
-            raise UserError(f"{option} {text!r:.80} is not a finite number")
-        return value
-
-    return read
-
-
-def whole(option: str, low: int, high: int) -> Callable[[str], int]:
-    """Reader of a whole number between `low` and `high`."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError as error:
-            raise UserError(f"{option} {text!r:.80} is not a whole number; use {low} to {high}") from error
-        if not low <= value <= high:
-            raise UserError(f"{option} {value} is outside {low} to {high}")
-        return value
-
-    return read
-
-
-def exit_code(action: Callable[[], None], interrupted: str) -> int:
-    """Run a command: 0, 2 after printing a `UserError`, 130 when interrupted."""
-    try:
-        action()
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted: {interrupted}", file=sys.stderr)
-        return 130
-    return 0
-
-
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m ultrapixel_jax.data.build", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("source", metavar="SOURCE", help="folder, .tar or .jsonl")
-    p.add_argument("output", metavar="OUTPUT", help="new directory, or that of an interrupted build")
-    p.add_argument("--kind", choices=("auto", *sources.KINDS), default="auto",
-                   help="of the source (default: auto, by what is there)")  # fmt: skip
-    p.add_argument("--image-key", default="image", metavar="KEY", help="of a JSON line (default: image)")
-    p.add_argument("--caption-key", default="caption", metavar="KEY",
-                   help="of a JSON line or file (default: caption)")  # fmt: skip
-    p.add_argument("--shard-images", type=whole("--shard-images", 1, 1_000_000), default=256, metavar="N",
-                   help="images per shard (default: 256)")  # fmt: skip
-    p.add_argument("--workers", type=whole("--workers", 0, 1024), default=os.cpu_count() or 1, metavar="N",
-                   help="processes; 0 works in this one (default: one per core)")  # fmt: skip
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p = commands.Parser("python -m ultrapixel_jax.data.build", __doc__)
+    p.argument("source", str, "folder, .tar or .jsonl")
+    p.argument("output", str, "new directory, or that of an interrupted build")
+    p.option(
+        "--kind", one_of(("auto", *sources.KINDS)), "of the source", "auto", shown="auto, by what is there"
+    )
+    p.option("--image-key", str, "of a JSON line", "image", metavar="KEY")
+    p.option("--caption-key", str, "of a JSON line or file", "caption", metavar="KEY")
+    p.option("--shard-images", whole(1, 1_000_000), "images per shard", 256)
+    cores = os.cpu_count() or 1
+    p.option("--workers", whole(0, 1024), "processes; 0 works in this one", cores, shown="one per core")
+    p.flag("--quiet", "no progress bar")
     return p
 
 
@@ -299,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = vars(parser().read(argv))
         print(summary(build(**values), values["output"]))
 
-    return exit_code(run, "repeat the command to go on")
+    return commands.run(run, interrupted="repeat the command to go on")
 
 
 if __name__ == "__main__":

@@ -14,17 +14,17 @@ OUTPUT is written shard by shard; kill the program at any moment and repeat the 
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, get_args
 
-from ultrapixel_jax.config import DTYPES, check_dtype
-from ultrapixel_jax.data.build import Parser, exit_code, summary, whole
-from ultrapixel_jax.data.config import AREAS, RATIOS, DataConfig
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import DTYPE, one_of, whole
+from ultrapixel_jax.data.build import summary
+from ultrapixel_jax.data.config import AREAS, RATIOS, DataConfig, LrResize
 from ultrapixel_jax.errors import UserError
 
 SETTINGS = ("areas", "ratios", "seed", "lr_resize", "lr_side")
@@ -149,36 +149,25 @@ def _encode(
             bar.update(len(rows))
 
 
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m ultrapixel_jax.data.cache", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("dataset", metavar="DATASET", help="directory that ultrapixel_jax.data.build wrote")
-    p.add_argument("checkpoint", metavar="CHECKPOINT", nargs="+",
-                   help="directory that convert or train.py wrote")  # fmt: skip
-    p.add_argument("output", metavar="OUTPUT", help="new directory, or that of an interrupted run")
-    p.add_argument("--areas", type=whole("--areas", 32, 16384), nargs="+", default=AREAS, metavar="S",
-                   help="s of the areas s² (default: the released ones)")  # fmt: skip
-    p.add_argument("--ratios", nargs="+", default=RATIOS, metavar="P/Q",
-                   help="aspect ratios; inverses are added (default: the released ones)")  # fmt: skip
-    p.add_argument("--seed", type=whole("--seed", 0, 2**63 - 1), default=0, metavar="N",
-                   help="of the crops (default: 0)")  # fmt: skip
-    p.add_argument("--lr-resize", choices=("bilinear", "nearest"), default="bilinear",
-                   help="of the low-resolution image (default: bilinear, antialiased)")  # fmt: skip
-    p.add_argument("--lr-side", type=whole("--lr-side", 1, 32), default=24, metavar="N",
-                   help="its side at ratio 1, in units of 32 pixels (default: 24)")  # fmt: skip
-    p.add_argument("--batch-size", type=whole("--batch-size", 1, 65_536), default=8, metavar="N",
-                   help="images encoded at once (default: 8)")  # fmt: skip
-    p.add_argument("--dtype", type=check_dtype, default="float32", metavar="|".join(DTYPES),
-                   help="of computing (default: float32)")  # fmt: skip
-    p.add_argument("--without", choices=("clip_text", "clip_vision"), nargs="+", default=[], metavar="NAME",
-                   help="encoders to do without: clip_vision where the cascade has none, clip_text to train "
-                   "one on the captions")  # fmt: skip
-    p.add_argument("--shard-images", type=whole("--shard-images", 1, 1_000_000), default=1024, metavar="N",
-                   help="examples per shard (default: 1024)")  # fmt: skip
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p = commands.Parser("python -m ultrapixel_jax.data.cache", __doc__)
+    p.argument("dataset", str, "directory that ultrapixel_jax.data.build wrote")
+    p.argument("checkpoint", str, "directory that convert or train.py wrote", nargs="+")
+    p.argument("output", str, "new directory, or that of an interrupted run")
+    released = {"shown": "the released ones", "nargs": "+"}
+    p.option("--areas", whole(32, 16384), "s of the areas s²", AREAS, metavar="S", **released)
+    p.option("--ratios", str, "aspect ratios; inverses are added", RATIOS, metavar="P/Q", **released)
+    p.option("--seed", whole(0, 2**63 - 1), "of the crops", 0)
+    p.option("--lr-resize", one_of(get_args(LrResize)), "of the low-resolution image", "bilinear",
+             shown="bilinear, antialiased")  # fmt: skip
+    p.option("--lr-side", whole(1, 32), "its side at ratio 1, in units of 32 pixels", 24)
+    p.option("--batch-size", whole(1, 65_536), "images encoded at once", 8)
+    p.option("--dtype", DTYPE, "of computing", "float32")
+    without = "clip_vision where the cascade has none, clip_text to train one on the captions"
+    p.option("--without", one_of(("clip_text", "clip_vision")), without, [], shown="none", nargs="+")
+    p.option("--shard-images", whole(1, 1_000_000), "examples per shard", 1024)
+    p.flag("--quiet", "no progress bar")
     return p
 
 
@@ -203,7 +192,7 @@ def run(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return exit_code(lambda: run(argv), "repeat the command to go on")
+    return commands.run(lambda: run(argv), interrupted="repeat the command to go on")
 
 
 if __name__ == "__main__":

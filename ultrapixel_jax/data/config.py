@@ -13,7 +13,7 @@ from ultrapixel_jax.errors import UserError
 LrResize = Literal["bilinear", "nearest"]
 
 AREAS = (1024, 2048, 2560, 3072, 3584, 3840, 4096, 4608)
-"""s of the released areas s², in pixels (specification, section 12)."""
+"""s of the released areas s², in pixels (§12)."""
 RATIOS = ("1/1", "1/2", "1/3", "2/3", "3/4", "1/5", "2/5", "3/5", "4/5", "1/6", "5/6", "9/16")
 """The released aspect ratios; each stands for its inverse too."""
 MULTIPLE = 32

@@ -9,7 +9,6 @@ pictures; they keep the order of the file names.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -18,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling.pictures import load_pixels, read_metadata, recorded
 
@@ -81,16 +81,12 @@ def middle(picture: Image.Image, side: int) -> Image.Image:
     return Image.fromarray(a[y : y + side, x : x + side])
 
 
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m ultrapixel_jax.demo.sheet", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("pictures", metavar="PICTURES", type=Path, help="directory that sample.py wrote")
-    p.add_argument("output", metavar="FILE", type=Path, help="the sheet: .png, .jpg or .webp")
-    p.add_argument("--side", type=whole("--side", 32, 4096), default=192, metavar="N",
-                   help="pixels of each picture (default: 192)")  # fmt: skip
+    p = commands.Parser("python -m ultrapixel_jax.demo.sheet", __doc__)
+    p.argument("pictures", Path, "directory that sample.py wrote")
+    p.argument("output", Path, "the sheet: .png, .jpg or .webp", metavar="FILE")
+    p.option("--side", whole(32, 4096), "pixels of each picture", 192)
     return p
 
 
@@ -108,7 +104,7 @@ def run(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return exit_code(lambda: run(argv), "nothing was written")
+    return commands.run(lambda: run(argv), interrupted="nothing was written")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ project's directory, where `train.py` and `configs/demo/` are.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ultrapixel_jax.data.build import Parser, exit_code, number, whole
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import number, whole
 from ultrapixel_jax.errors import UserError
 
 VIEWS, TILES, BASE, LARGE = 10_000, 12_000, 60_000, 8_000
@@ -26,7 +26,7 @@ FEWEST = {"views": 64, "tiles": 64, "base": 320, "large": 64}
 """As many at any scale: a batch of what is trained on them, and more where some are left out."""
 
 
-def commands(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Iterator[tuple[str, list[str]]]:
+def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Iterator[tuple[str, list[str]]]:
     """(what it makes, command) of every step.
 
     Args:
@@ -105,26 +105,14 @@ def follow(commands: Iterable[tuple[str, list[str]]], *, only_list: bool) -> Non
             raise UserError(f"the command for {what} ended with code {code}; repeat this one to go on")
 
 
-def _scale(text: str) -> float:
-    value = number("--scale")(text)
-    if not 0 < value <= 1:
-        raise UserError(f"--scale {text} is not in 0 to 1")
-    return value
-
-
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m ultrapixel_jax.demo.train", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("work", metavar="WORK", type=Path, help="directory of datasets and runs")
-    p.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="new directory of the cascade")
-    p.add_argument("--seed", type=whole("--seed", 0, 2**32), default=1, metavar="N",
-                   help="of the drawn scenes (default: 1)")  # fmt: skip
-    p.add_argument("--scale", type=_scale, default=1.0, metavar="X",
-                   help="fraction of the pictures and steps, for a trial (default: 1)")  # fmt: skip
-    p.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    p = commands.Parser("python -m ultrapixel_jax.demo.train", __doc__)
+    p.argument("work", Path, "directory of datasets and runs")
+    p.argument("checkpoint", Path, "new directory of the cascade")
+    p.option("--seed", whole(0, 2**32), "of the drawn scenes", 1)
+    p.option("--scale", number(above=0, high=1), "fraction of the pictures and steps, for a trial", 1.0)
+    p.flag("--list", "print the commands and run nothing")
     return p
 
 
@@ -133,12 +121,12 @@ def run(argv: Sequence[str] | None) -> None:
     o = parser().read(argv)
     if not o.list and o.checkpoint.exists():
         raise UserError(f"checkpoint {o.checkpoint} exists; name a new directory")
-    follow(commands(o.work, o.checkpoint, o.seed, o.scale), only_list=o.list)
+    follow(recipe(o.work, o.checkpoint, o.seed, o.scale), only_list=o.list)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return exit_code(lambda: run(argv), "repeat the command to go on")
+    return commands.run(lambda: run(argv), interrupted="repeat the command to go on")
 
 
 if __name__ == "__main__":

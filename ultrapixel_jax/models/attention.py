@@ -35,7 +35,7 @@ def attention(
     Where devices divide the rows of the map, each computes its own queries.
     """
     if (mesh := rows_mesh(q.shape[1])) is not None:
-        return by_rows(_attention, mesh, False, True, True)(q, k, v)
+        return by_rows(_attention, mesh, takes=("rows", "whole", "whole"))(q, k, v)
     return _attention(q, k, v)
 
 

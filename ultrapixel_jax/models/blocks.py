@@ -1,4 +1,4 @@
-"""The three blocks that stages B and C are made of, and a level of them (§2 of the specification).
+"""The three blocks that stages B and C are made of, and a level of them (§2).
 
 C residual convolution (`ResBlock`), T timestep modulation (`TimestepBlock`), A attention (`AttnBlock`).
 """

@@ -1,4 +1,4 @@
-"""CLIP's text tower: token ids to text states and a pooled vector (specification, section 9)."""
+"""CLIP's text tower: token ids to text states and a pooled vector (§9)."""
 
 from __future__ import annotations
 

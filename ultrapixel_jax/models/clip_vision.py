@@ -1,4 +1,4 @@
-"""CLIP's image tower: images to one vector each (specification, section 9)."""
+"""CLIP's image tower: images to one vector each (§9)."""
 
 from __future__ import annotations
 

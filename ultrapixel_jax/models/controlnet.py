@@ -1,4 +1,4 @@
-"""Stage C ControlNets: a control image or latent to one feature map per slot (specification, section 10).
+"""Stage C ControlNets: a control image or latent to one feature map per slot (§10).
 
 Stage C resizes each map to the size of the slot's ResBlock and adds it, times a strength.
 """

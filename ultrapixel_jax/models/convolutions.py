@@ -55,7 +55,8 @@ def depthwise(
     _, height, width, _ = x.shape
     mesh = rows_mesh(height)
     if stride == 1 and mesh is not None and height // mesh.shape["rows"] >= reach:
-        total = by_rows(functools.partial(_depthwise_of_rows, padding=padding), mesh, False, True)(x, kernel)
+        of_rows = functools.partial(_depthwise_of_rows, padding=padding)
+        total = by_rows(of_rows, mesh, takes=("rows", "whole"))(x, kernel)
     else:
         padded = _pad(x, reach, reach, padding)
         sides = -(-height // stride), -(-width // stride)

@@ -1,4 +1,4 @@
-"""The encoder from pixels to stage C's latent, 32:1 (specification, section 9). Used in training."""
+"""The encoder from pixels to stage C's latent, 32:1 (§9). Used in training."""
 
 from __future__ import annotations
 

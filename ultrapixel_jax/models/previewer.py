@@ -1,4 +1,4 @@
-"""The previewer: a small decoder from stage C's latent to RGB at 8× (specification, section 9)."""
+"""The previewer: a small decoder from stage C's latent to RGB at 8× (§9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage A: the VQGAN between pixels and stage B's latent, 4:1 (specification, section 8).
+"""Stage A: the VQGAN between pixels and stage B's latent, 4:1 (§8).
 
 Public units: images are RGB in [0, 1]; latents are the encoder's output z divided by
 `config.scale_factor`, which is what stage B makes. Only `decode` runs when sampling.

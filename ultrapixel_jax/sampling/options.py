@@ -7,27 +7,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
-import re
-import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, get_args
 
-from ultrapixel_jax.config import (
-    DTYPES,
-    MAX_STEPS,
-    DiffusionConfig,
-    SamplerName,
-    ScheduleName,
-    check_dtype,
-    unknown_key,
-)
+from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, one_of, whole
+from ultrapixel_jax.config import MAX_STEPS, DiffusionConfig, SamplerName, ScheduleName
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling.requests import MAX_SEED, check_prompt
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
-MESH_AXES = ("data", "fsdp", "tensor", "rows")
 SETTINGS_B = ("steps", "cfg", "shift", "sampler", "eta", "schedule")
 """Options of stage B's sampler, which have ``-b`` after their name."""
 SETTINGS_C = (*SETTINGS_B, "cfg_hr")
@@ -85,10 +74,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     Raises:
         UserError: anything wrong with it.
     """
-    parser = _parser()
-    values, extra = parser.parse_known_args(argv)
-    if extra:
-        raise UserError(_unknown(extra[0], parser))
+    values = _parser().read(argv)
     # Options without a default of their own are None unless given, which tells the two apart.
     given = {name for name, value in vars(values).items() if value is not None and value is not False}
     _check_together(values, given)
@@ -135,164 +121,87 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     )
 
 
-def parse_mesh(text: str) -> dict[str, int]:
-    """Read ``data=2,fsdp=2,tensor=2``; axes that are left out have size 1.
-
-    Raises:
-        UserError: another form, an unknown axis, one given twice, or a size below 1.
-    """
-    mesh: dict[str, int] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([^=\s]+)\s*=\s*([0-9]{1,6})\s*", part)
-        if match is None:
-            raise UserError(f"mesh {text!r:.80} is not AXIS=SIZE,…; write it like data=2,fsdp=2,tensor=2")
-        axis, size = match[1], int(match[2])
-        if axis not in MESH_AXES:
-            raise UserError(unknown_key(axis, list(MESH_AXES), "mesh axis"))
-        if axis in mesh:
-            raise UserError(f"mesh {text!r:.80} gives the axis {axis} twice")
-        if size < 1:
-            raise UserError(f"mesh axis {axis} has size {size}; use 1 or more")
-        mesh[axis] = size
-    return mesh
-
-
-def one_line(message: object) -> str:
-    """`message` without line breaks, whatever a file or a prompt brought into it."""
-    return " ".join(str(message).split())
-
-
 # ---------------------------------------------------------------------------- the parser
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        if "expected one argument" in message:
-            message += "; a value that starts with - is written --option=value"
-        raise UserError(message)
+SIZE = Reader(parse_size, "HEIGHTxWIDTH")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="sample.py",
-        description="Prompts in, pictures out: UltraPixel on Stable Cascade, 256 to 8192 pixels a side.",
+def _parser() -> Parser:
+    p = Parser(
+        "sample.py",
+        "Prompts in, pictures out: UltraPixel on Stable Cascade, 256 to 8192 pixels a side.",
         epilog="Without --checkpoint the demo draws: one or two coloured shapes. Bad input: exit code 2.",
-        allow_abbrev=False,
+        stray="put a prompt in quotes after --prompt",
     )
-    group = parser.add_argument_group("what to draw")
-    add = group.add_argument
-    add("--prompt", action="append", metavar="TEXT", help="a prompt; may be given several times")
-    add(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="a prompt per line, or JSON lines with prompt, negative_prompt, seed, size (or height and "
-        "width), name",
+    p.section("what to draw")
+    p.option("--prompt", str, "a prompt; may be given several times", action="append", metavar="TEXT")
+    listed = (
+        "a prompt per line, or JSON lines of prompt, negative_prompt, seed, size or height and width, name"
     )
-    add("--negative-prompt", metavar="TEXT", help="what to keep away from (default: nothing)")
-    add(
-        "--size",
-        type=parse_size,
-        metavar="HEIGHTxWIDTH",
-        help="pixels, height first, like 2560x5120 (default: 1024x1024); any size, not only multiples of 8",
-    )
-    add("--height", type=_whole("--height", MIN_SIDE, MAX_SIDE), metavar="PIXELS", help="with --width")
-    add("--width", type=_whole("--width", MIN_SIDE, MAX_SIDE), metavar="PIXELS", help="with --height")
-    add(
-        "--num-images",
-        type=_whole("--num-images", 1, 100_000),
-        metavar="N",
-        help="pictures per prompt, with seeds seed, seed+1, … (default: 1)",
-    )
-    add(
+    p.option("--prompts", Path, listed, metavar="FILE")
+    p.option("--negative-prompt", str, "what to keep away from", shown="nothing", metavar="TEXT")
+    p.option("--size", SIZE, "pixels, height first, like 2560x5120; any size, not only multiples of 8",
+             shown="1024x1024")  # fmt: skip
+    p.option("--height", whole(MIN_SIDE, MAX_SIDE), "with --width", metavar="PIXELS")
+    p.option("--width", whole(MIN_SIDE, MAX_SIDE), "with --height", metavar="PIXELS")
+    p.option("--num-images", whole(1, 100_000), "pictures per prompt, with seeds seed, seed+1, …", shown="1")
+    p.option(
         "--seed",
-        type=_whole("--seed", 0, MAX_SEED),
-        metavar="N",
-        help="default: 0, so that a command always makes the same pictures",
+        whole(0, MAX_SEED),
+        "of the first picture",
+        shown="0, so that a command always makes the same",
     )
-    add(
-        "--reproduce",
-        type=Path,
-        metavar="PNG",
-        help="make a picture again from its metadata and say whether the pixels are the same",
-    )
+    again = "make a picture again from its metadata and say whether the pixels are the same"
+    p.option("--reproduce", Path, again, metavar="PNG")
     for stage, suffix, steps, cfg in (("C (both passes)", "", 20, "4"), ("B", "-b", 10, "1.1")):
-        group = parser.add_argument_group(f"sampling, stage {stage}")
-        _add_sampler(group, suffix, steps, cfg)
+        p.section(f"sampling, stage {stage}")
+        samplers, schedules = get_args(SamplerName), get_args(ScheduleName)
+        p.option(f"--steps{suffix}", whole(1, MAX_STEPS), "denoising steps", shown=str(steps))
+        p.option(f"--cfg{suffix}", number(), "classifier-free guidance weight", shown=cfg)
+        p.option(f"--shift{suffix}", number(above=0), "shift of the noise schedule", shown="1")
+        p.option(f"--sampler{suffix}", one_of(samplers), "how a step is taken", shown="ddpm")
+        p.option(f"--eta{suffix}", number(), "DDIM's eta, 0 to 1", shown="1 for ddpm, 0 for ddim")
+        p.option(
+            f"--schedule{suffix}", one_of(schedules), ", ".join(schedules), shown="cosine", metavar="NAME"
+        )
         if stage != "B":
-            group.add_argument(
-                "--cfg-hr",
-                type=_number("--cfg-hr"),
-                metavar="X",
-                help="the weight in the HR pass (default: as --cfg); lower keeps very large pictures in one",
-            )
-    group = parser.add_argument_group("model")
-    add = group.add_argument
-    add("--checkpoint", type=Path, metavar="DIR", help="a checkpoint that `python -m convert` wrote")
-    add("--config", type=Path, metavar="FILE", help="a Python file with `config = CascadeConfig(...)`")
-    add("--no-ema", action="store_true", help="of a run, the trained weights and not their moving average")
-    add(
-        "--dtype",
-        type=check_dtype,
-        metavar="|".join(DTYPES),
-        help="of computing (default: bfloat16, but float32 for small models like the demo)",
+            lower = "the weight in the HR pass; lower keeps very large pictures in one"
+            p.option("--cfg-hr", number(), lower, shown="as --cfg")
+    p.section("model")
+    p.option("--checkpoint", Path, "a checkpoint that `python -m convert` wrote", metavar="DIR")
+    p.option("--config", Path, "a Python file with `config = CascadeConfig(...)`", metavar="FILE")
+    p.flag("--no-ema", "of a run, the trained weights and not their moving average")
+    p.option("--dtype", DTYPE, "of computing", shown="bfloat16, but float32 for small models like the demo")
+    p.section("output")
+    p.option(
+        "--output",
+        Path,
+        "where pictures go",
+        shown="output, or the picture's with --reproduce",
+        metavar="DIR",
     )
-    group = parser.add_argument_group("output")
-    add = group.add_argument
-    add("--output", type=Path, metavar="DIR", help="default: output, or the picture's with --reproduce")
-    add("--preview", action="store_true", help="the small previewer in place of stages B and A")
-    add("--save-latents", action="store_true", help="write the latents beside each picture, .safetensors")
-    add("--quiet", action="store_true", help="no progress bar and no table")
-    group = parser.add_argument_group("running")
-    add = group.add_argument
-    add(
-        "--batch-size",
-        type=_whole("--batch-size", 1, 65_536),
-        metavar="N",
-        help="pictures at once (default: 1), rounded up to a multiple of data·fsdp",
-    )
-    add("--mesh", type=parse_mesh, metavar="data=N,fsdp=N,tensor=N", help="devices (default: one)")
-    add("--tile", type=_tile, metavar="N|auto", help="side of stage A's tiles in latents (default: auto)")
-    add(
-        "--decode-memory",
-        type=_number("--decode-memory", above=0),
-        metavar="GB",
-        help="memory that decoding may take, for --tile auto (default: 4)",
-    )
-    add("--compile-only", action="store_true", help="compile every size in the list and stop")
-    add(
+    p.flag("--preview", "the small previewer in place of stages B and A")
+    p.flag("--save-latents", "write the latents beside each picture, .safetensors")
+    p.flag("--quiet", "no progress bar and no table")
+    p.section("running")
+    batch = "pictures at once, rounded up to a multiple of data·fsdp"
+    p.option("--batch-size", whole(1, 65_536), batch, shown="1")
+    p.option("--mesh", MESH, "devices", shown="one")
+    p.option("--tile", _tile, "side of stage A's tiles in latents", shown="auto", metavar="N|auto")
+    p.option("--decode-memory", number(above=0), "memory that decoding may take, for --tile auto", shown="4",
+             metavar="GB")  # fmt: skip
+    p.flag("--compile-only", "compile every size in the list and stop")
+    p.option(
         "--process-index",
-        type=_whole("--process-index", 0, 65_535),
+        whole(0, 65_535),
+        "which share of the list this process makes",
+        shown="0",
         metavar="I",
-        help="which share of the list this process makes (default: 0)",
     )
-    add(
-        "--process-count",
-        type=_whole("--process-count", 1, 65_536),
-        metavar="N",
-        help="number of processes that share the list (default: 1)",
-    )
-    add("--cache-dir", type=Path, metavar="DIR", help="compilation cache (default: the user's cache)")
-    add("--no-cache", action="store_true", help="keep no compilation cache")
-    return parser
-
-
-def _add_sampler(group: argparse._ArgumentGroup, suffix: str, steps: int, cfg: str) -> None:
-    samplers, schedules = typing.get_args(SamplerName), typing.get_args(ScheduleName)
-
-    def add(name: str, kind: Callable[[str], Any], metavar: str, text: str) -> None:
-        group.add_argument(f"--{name}{suffix}", type=kind, metavar=metavar, help=text)
-
-    name = "--{}" + suffix
-    add("steps", _whole(name.format("steps"), 1, MAX_STEPS), "N", f"denoising steps (default: {steps})")
-    add("cfg", _number(name.format("cfg")), "X", f"classifier-free guidance weight (default: {cfg})")
-    add("shift", _number(name.format("shift"), above=0), "X", "shift of the noise schedule (default: 1)")
-    add(
-        "sampler", _choice(name.format("sampler"), samplers), "NAME", f"{', '.join(samplers)} (default: ddpm)"
-    )
-    add("eta", _number(name.format("eta")), "X", "DDIM's eta, 0 to 1 (default: 1 for ddpm, 0 for ddim)")
-    add("schedule", _choice(name.format("schedule"), schedules), "NAME",
-        f"{', '.join(schedules)} (default: cosine)")  # fmt: skip
+    p.option("--process-count", whole(1, 65_536), "number of processes that share the list", shown="1")
+    p.option("--cache-dir", Path, "compilation cache", shown="the user's cache", metavar="DIR")
+    p.flag("--no-cache", "keep no compilation cache")
+    return p
 
 
 # ---------------------------------------------------------------------------- checks
@@ -328,52 +237,10 @@ def _existing_directory(path: Path | None) -> Path | None:
     raise UserError(f"checkpoint {str(path)!r} {state}; give the directory that `python -m convert` wrote")
 
 
-def _unknown(argument: str, parser: argparse.ArgumentParser) -> str:
-    name = argument.split("=", 1)[0]
-    if name.startswith("-"):
-        return unknown_key(name, list(parser._option_string_actions), "option")
-    return f"unexpected argument {argument!r:.80}; put a prompt in quotes after --prompt"
-
-
 def _or(value: Any, default: Any) -> Any:
     """`value`, or `default` for None alone: 0 is a value."""
     return default if value is None else value
 
 
-def _whole(option: str, low: int, high: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text):
-            raise UserError(f"{option} {text!r:.80} is not a whole number; use {low} to {high}")
-        if not low <= int(text) <= high:
-            raise UserError(f"{option} {int(text)} is outside {low} to {high}")
-        return int(text)
-
-    return read
-
-
-def _number(option: str, above: int | None = None) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError as error:
-            raise UserError(f"{option} {text!r:.80} is not a number") from error
-        if not math.isfinite(value):
-            raise UserError(f"{option} {text!r:.80} is not a finite number")
-        if above is not None and value <= above:
-            raise UserError(f"{option} {text!r:.80} must be above {above}")
-        return value
-
-    return read
-
-
-def _choice(option: str, known: Sequence[str]) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in known:
-            raise UserError(unknown_key(text, list(known), f"{option} value"))
-        return text
-
-    return read
-
-
 def _tile(text: str) -> int | None:
-    return None if text == "auto" else _whole("--tile", 8, 8192 // 4)(text)
+    return None if text == "auto" else whole(8, 8192 // 4)(text)

@@ -12,8 +12,8 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ultrapixel_jax.config import DiffusionConfig, unknown_key
-from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.config import DiffusionConfig
+from ultrapixel_jax.errors import UserError, unknown_key
 from ultrapixel_jax.sizes import Bucket, check_size, parse_size
 
 MAX_SEED = 2**32 - 1

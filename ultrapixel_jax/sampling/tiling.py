@@ -1,4 +1,4 @@
-"""Decoding tile by tile, exactly (specification, section 8).
+"""Decoding tile by tile, exactly (§8).
 
 Stage A's decoder is local: an output pixel depends on no more than `bottleneck_blocks + 1` latent pixels
 in each direction. So a window with that much halo around a tile gives the tile's pixels exactly. Every

@@ -28,9 +28,8 @@ from ultrapixel_jax.config import (
     ScheduleName,
     check_dtype,
     load_config,
-    unknown_key,
 )
-from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.errors import UserError, unknown_key
 from ultrapixel_jax.sampling import pictures
 from ultrapixel_jax.sampling.picture import Picture
 from ultrapixel_jax.sampling.pipeline import Cascade, Progress

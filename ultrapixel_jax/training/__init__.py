@@ -1,1 +1,1 @@
-"""Training: the UltraPixel step and the base models beneath it, on any mesh (specification, section 12)."""
+"""Training: the UltraPixel step and the base models beneath it, on any mesh (§12)."""

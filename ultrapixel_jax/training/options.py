@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ultrapixel_jax.commands import unknown_option
 from ultrapixel_jax.config import load_config
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.training.config import TrainConfig
@@ -44,7 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainConfig:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UserError(_in_one_line(said.getvalue())) from stop
+        raise UserError(_in_one_line(said.getvalue(), preset, argv[1:])) from stop
     if not config.output:
         raise UserError("--output is missing: the directory of the run")
     if not config.data.path:
@@ -54,14 +56,26 @@ def parse(argv: Sequence[str] | None = None) -> TrainConfig:
     return config
 
 
-def _in_one_line(box: str) -> str:
-    """What a box of tyro's says first, and the fields that it finds similar."""
+def _in_one_line(box: str, preset: TrainConfig, argv: Sequence[str]) -> str:
+    """What a box of tyro's says first; for a field that there is not, the one that was meant."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in box.splitlines()]
     lines = [line for line in lines if line and line[0] not in "╭╰"]
     end = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
     said = " ".join(lines[:end])
-    similar = [line.split()[0].strip(",") for line in lines[end:] if line.startswith("--")]
-    similar = [name for name in similar if name != "--help"]
-    if similar and "Unrecognized" in said:
-        said += f"; perhaps you meant {' or '.join(dict.fromkeys(similar))}"
+    if "Unrecognized" in said:
+        known = list(_options(preset))
+        wrong = (a for a in argv if a.startswith("--") and a.split("=")[0].replace("_", "-") not in known)
+        return unknown_option(next(wrong, argv[0]), known, "train.py PRESET.py")
     return f"{said}; PRESET.py --help explains every field"
+
+
+def _options(config: Any, above: str = "--") -> Iterator[str]:
+    """Options of every field, of those of configurations inside it too."""
+    for field in dataclasses.fields(config):
+        name, value = above + field.name.replace("_", "-"), getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _options(value, f"{name}.")
+        elif isinstance(value, bool):
+            yield from (name, f"{above}no-{field.name.replace('_', '-')}")
+        else:
+            yield name

@@ -15,7 +15,7 @@ def test_every_variant_trains_another_model_and_is_judged_alike(monkeypatch: pyt
     monkeypatch.chdir(Path(__file__).parents[3])  # the presets are found from there
     latents, output = Path("latents"), Path("out")
     runs, judged = {}, {}
-    todo = ablations.commands(
+    todo = ablations.recipe(
         latents, output, sources=[Path("a"), Path("b")], steps=7, batch_size=3, seeds=2, count=5, sizes=[768],
         dtype="bfloat16",
     )  # fmt: skip

@@ -12,7 +12,6 @@ and it goes on. To be run from the project's directory, where `train.py` is.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -21,9 +20,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ultrapixel_jax import commands
 from ultrapixel_jax.checkpoints.weights import DEMO
-from ultrapixel_jax.config import DTYPES, check_dtype
-from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax.commands import DTYPE, whole
 from ultrapixel_jax.demo.measure import scores
 from ultrapixel_jax.demo.measure.evaluate import MARKDOWN, TABLE
 from ultrapixel_jax.demo.train import follow
@@ -65,7 +64,7 @@ def evaluation(output: Path, name: str, seed: int) -> Path:
     return output / f"{name}-{seed}" / "evaluation"
 
 
-def commands(
+def recipe(
     latents: Path,
     output: Path,
     *,
@@ -129,37 +128,27 @@ def table(output: Path, seeds: int, sizes: Sequence[int]) -> str:
     return markdown(rows)
 
 
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m ultrapixel_jax.demo.measure.ablations", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = p.add_argument
-    add("latents", metavar="LATENTS", type=Path, help="cached latents to train on")
-    add("output", metavar="OUTPUT", type=Path, help="new directory, or that of an interrupted run")
-    add("--sources", type=Path, nargs="+", default=[DEMO], metavar="DIR",
-        help="checkpoints or runs with the other networks (default: the demo in the package)")  # fmt: skip
-    add("--steps", type=whole("--steps", 1, 10**6), default=1000, metavar="N",
-        help="of each training (default: 1000)")  # fmt: skip
-    add("--batch-size", type=whole("--batch-size", 1, 10**6), default=2, metavar="N",
-        help="of each training (default: 2)")  # fmt: skip
-    add("--seeds", type=whole("--seeds", 1, 100), default=3, metavar="N",
-        help="trainings of each variant (default: 3)")  # fmt: skip
-    add("--count", type=whole("--count", 1, 10**6), default=50, metavar="N",
-        help="scenes that each draws (default: 50)")  # fmt: skip
-    add("--sizes", type=whole("--sizes", 256, 8192), nargs="+", default=[768, 1536], metavar="N",
-        help="pixels on a side (default: 768 1536)")  # fmt: skip
-    add("--dtype", type=check_dtype, default="float32", metavar="|".join(DTYPES),
-        help="of drawing (default: float32)")  # fmt: skip
-    add("--list", action="store_true", help="print the commands and run nothing")
+    p = commands.Parser("python -m ultrapixel_jax.demo.measure.ablations", __doc__)
+    p.argument("latents", Path, "cached latents to train on")
+    p.argument("output", Path, "new directory, or that of an interrupted run")
+    others = "checkpoints or runs with the other networks"
+    p.option("--sources", Path, others, [DEMO], shown="the demo in the package", nargs="+", metavar="DIR")
+    p.option("--steps", whole(1, 10**6), "of each training", 1000)
+    p.option("--batch-size", whole(1, 10**6), "of each training", 2)
+    p.option("--seeds", whole(1, 100), "trainings of each variant", 3)
+    p.option("--count", whole(1, 10**6), "scenes that each draws", 50)
+    p.option("--sizes", whole(256, 8192), "pixels on a side", [768, 1536], nargs="+")
+    p.option("--dtype", DTYPE, "of drawing", "float32")
+    p.flag("--list", "print the commands and run nothing")
     return p
 
 
 def run(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
-    todo = commands(
+    todo = recipe(
         o.latents, o.output, sources=o.sources, steps=o.steps, batch_size=o.batch_size, seeds=o.seeds,
         count=o.count, sizes=o.sizes, dtype=o.dtype,
     )  # fmt: skip
@@ -172,7 +161,7 @@ def run(argv: Sequence[str] | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return exit_code(lambda: run(argv), "repeat the command to go on")
+    return commands.run(lambda: run(argv), interrupted="repeat the command to go on")
 
 
 if __name__ == "__main__":

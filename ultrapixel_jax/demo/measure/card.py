@@ -5,14 +5,13 @@ python -m ultrapixel_jax.demo.measure.card RUN…
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ultrapixel_jax.data.build import Parser, exit_code
+from ultrapixel_jax import commands
 from ultrapixel_jax.demo.measure.scores import table
 from ultrapixel_jax.errors import UserError
 
@@ -52,13 +51,10 @@ def row(run: Path) -> dict[str, str]:
     }
 
 
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m ultrapixel_jax.demo.measure.card", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="directory of a training run")
+    p = commands.Parser("python -m ultrapixel_jax.demo.measure.card", __doc__)
+    p.argument("runs", Path, "directory of a training run", nargs="+", metavar="RUN")
     return p
 
 
@@ -69,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [row(path) for path in parser().read(argv).runs]
         print(table(COLUMNS, [[r[name] for name in COLUMNS] for r in rows], labels=4), end="")
 
-    return exit_code(run, "no file was written")
+    return commands.run(run, interrupted="no file was written")
 
 
 if __name__ == "__main__":

@@ -407,7 +407,9 @@ def compare(scene: Scene, found: Sequence[Found]) -> Verdict:
     """
     wanted = scene.objects
     number = len(found) == len(wanted)
-    best, most = Verdict(False, False, False, None if scene.relation is None else False, number), (-1, False)
+    relation_of_none = None if scene.relation is None else False
+    best = Verdict(colour=False, shape=False, texture=False, relation=relation_of_none, number=number)
+    most = (-1, False)
     for some in itertools.permutations(found, len(wanted)):
         right = {
             name: [getattr(o, name) == getattr(f, name) for o, f in zip(wanted, some)]

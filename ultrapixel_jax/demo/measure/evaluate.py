@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ultrapixel_jax.config import DTYPES, MAX_STEPS, GuidanceConfig, check_dtype
-from ultrapixel_jax.data.build import Parser, exit_code, number, whole
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import DTYPE, number, one_of, whole
+from ultrapixel_jax.config import MAX_STEPS, GuidanceConfig
 from ultrapixel_jax.demo.config import config as demo
 from ultrapixel_jax.demo.measure.detect import SIDE
 from ultrapixel_jax.demo.measure.scores import Drawn, judge, markdown, row
@@ -165,11 +166,11 @@ class _Judges:
     def __init__(self, workers: int) -> None:
         import multiprocessing
 
-        from ultrapixel_jax.data.build import _end_with_parent
+        from ultrapixel_jax.data.build import end_with_parent
 
         self._most = 4 * workers
         self._pool = (
-            ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
+            ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent)
             if workers
             else None
         )
@@ -346,56 +347,40 @@ def _size(text: str) -> HW:
 def _guidance(text: str) -> str | float:
     if text in ("off", "synchronized"):
         return text
-    value = number("--guidance")(text)
+    value = number()(text)
     if not 0 <= value <= 1:
         raise UserError(f"--guidance {text} is outside 0 to 1; or use off or synchronized")
     return value
 
 
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m ultrapixel_jax.demo.measure.evaluate", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = p.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint or training run, as for sample.py")
-    add("output", type=Path, metavar="OUTPUT", help="new directory, or that of an interrupted evaluation")
-    group = p.add_argument_group("pictures")
-    add = group.add_argument
-    add("--count", type=whole("--count", 1, SEED_STEP), default=200, metavar="N",
-        help="number of scenes (default: 200)")  # fmt: skip
-    add("--seeds", type=whole("--seeds", 1, 1000), default=1, metavar="N",
-        help="pictures of each scene and size (default: 1)")  # fmt: skip
-    add("--sizes", type=_size, nargs="+", default=[(384, 384), (768, 768), (1536, 1536)], metavar="N",
-        help="pixels on a side, or HEIGHTxWIDTH (default: 384 768 1536)")  # fmt: skip
-    add("--split", choices=scenes.SPLITS, default="held_out", help="of the scenes (default: held_out)")
-    add("--scene-seed", type=whole("--scene-seed", 0, scenes.MAX_SEED), default=0, metavar="N",
-        help="of the scenes (default: 0)")  # fmt: skip
-    group = p.add_argument_group("sampling, where it is not the model's own")
-    add = group.add_argument
-    add("--guidance", type=_guidance, metavar="off|synchronized|T",
-        help="none; that of the HR step's own timestep (t_H); or that of timestep T")  # fmt: skip
+    p = commands.Parser("python -m ultrapixel_jax.demo.measure.evaluate", __doc__)
+    p.argument("checkpoint", Path, "a checkpoint or training run, as for sample.py")
+    p.argument("output", Path, "new directory, or that of an interrupted evaluation")
+    p.section("pictures")
+    p.option("--count", whole(1, SEED_STEP), "number of scenes", 200)
+    p.option("--seeds", whole(1, 1000), "pictures of each scene and size", 1)
+    p.option("--sizes", _size, "pixels on a side, or HEIGHTxWIDTH", [(384, 384), (768, 768), (1536, 1536)],
+             shown="384 768 1536", nargs="+", metavar="N")  # fmt: skip
+    p.option("--split", one_of(scenes.SPLITS), "of the scenes", "held_out")
+    p.option("--scene-seed", whole(0, scenes.MAX_SEED), "of the scenes", 0)
+    p.section("sampling, where it is not the model's own")
+    p.option("--guidance", _guidance, "none; that of the HR step's own timestep (t_H); or that of timestep T",
+             metavar="off|synchronized|T")  # fmt: skip
     for suffix, stage in (("", "C"), ("-b", "B")):
-        add(f"--steps{suffix}", type=whole(f"--steps{suffix}", 1, MAX_STEPS), metavar="N",
-            help=f"denoising steps of stage {stage}")  # fmt: skip
-        add(f"--cfg{suffix}", type=number(f"--cfg{suffix}"), metavar="X",
-            help=f"classifier-free guidance weight of stage {stage}")  # fmt: skip
-    add("--cfg-hr", type=number("--cfg-hr"), metavar="X", help="that of stage C's HR pass")
-    add("--dtype", type=check_dtype, default="float32", metavar="|".join(DTYPES),
-        help="of computing (default: float32)")  # fmt: skip
-    add("--preview", action="store_true",
-        help="the previewer in place of stages B and A: stage C alone is measured, far sooner")  # fmt: skip
-    add("--no-ema", action="store_true", help="of a run, the trained weights and not their moving average")
-    group = p.add_argument_group("running")
-    add = group.add_argument
-    add("--batch-size", type=whole("--batch-size", 1, 1024), default=4, metavar="N",
-        help="pictures made at once (default: 4)")  # fmt: skip
-    add("--workers", type=whole("--workers", 0, 1024), default=(os.cpu_count() or 1) - 1, metavar="N",
-        help="processes that judge pictures; 0 does it in this one (default: cores less one)")  # fmt: skip
-    add("--pictures", type=whole("--pictures", 0, 10**6), default=8, metavar="N",
-        help="keep the pictures of the first N scenes (default: 8)")  # fmt: skip
-    add("--quiet", action="store_true", help="no progress bar")
+        p.option(f"--steps{suffix}", whole(1, MAX_STEPS), f"denoising steps of stage {stage}")
+        p.option(f"--cfg{suffix}", number(), f"classifier-free guidance weight of stage {stage}")
+    p.option("--cfg-hr", number(), "that of stage C's HR pass")
+    p.option("--dtype", DTYPE, "of computing", "float32")
+    p.flag("--preview", "the previewer in place of stages B and A: stage C alone is measured, far sooner")
+    p.flag("--no-ema", "of a run, the trained weights and not their moving average")
+    p.section("running")
+    p.option("--batch-size", whole(1, 1024), "pictures made at once", 4)
+    p.option("--workers", whole(0, 1024), "processes that judge pictures; 0 does it in this one",
+             (os.cpu_count() or 1) - 1, shown="cores less one")  # fmt: skip
+    p.option("--pictures", whole(0, 10**6), "keep the pictures of the first N scenes", 8)
+    p.flag("--quiet", "no progress bar")
     return p
 
 
@@ -423,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # fmt: skip
         print(markdown(table["rows"]))
 
-    return exit_code(run, "finished pictures are kept; repeat the command to go on")
+    return commands.run(run, interrupted="finished pictures are kept; repeat the command to go on")
 
 
 if __name__ == "__main__":

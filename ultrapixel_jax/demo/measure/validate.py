@@ -9,7 +9,6 @@ property of one object is another; it is the share of these where the verdict on
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections import Counter
@@ -19,7 +18,8 @@ import numpy as np
 from jaxtyping import UInt8
 from scipy import ndimage
 
-from ultrapixel_jax.data.build import Parser, exit_code, whole
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import number, whole
 from ultrapixel_jax.demo.measure.detect import SIDE, Verdict, compare, detect
 from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.render import LARGEST, render
@@ -113,33 +113,15 @@ def validate(
 # ---------------------------------------------------------------------------- command line
 
 
-def _amount(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise UserError(f"{text!r:.80} is not a number") from error
-    if not 0 <= value <= 100:
-        raise UserError(f"{value} is outside 0 to 100")
-    return value
-
-
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m ultrapixel_jax.demo.measure.validate", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("--count", type=whole("--count", 1, 10**6), default=500, metavar="N",
-                   help="scenes of each size (default: 500)")  # fmt: skip
-    p.add_argument("--size", type=whole("--size", SIDE, LARGEST), nargs="+", default=[384, 768, 1536],
-                   metavar="N", help="pixels on a side (default: 384 768 1536)")  # fmt: skip
-    p.add_argument("--blur", type=_amount, default=0.0, metavar="X",
-                   help="deviation of a Gaussian blur in 512ths of the side (default: 0)")  # fmt: skip
-    p.add_argument("--noise", type=_amount, default=0.0, metavar="X",
-                   help="deviation of noise, of 255 (default: 0)")  # fmt: skip
-    p.add_argument("--seed", type=whole("--seed", 0, scenes.MAX_SEED), default=0, metavar="N",
-                   help="of the scenes (default: 0)")  # fmt: skip
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p = commands.Parser("python -m ultrapixel_jax.demo.measure.validate", __doc__)
+    p.option("--count", whole(1, 10**6), "scenes of each size", 500)
+    p.option("--size", whole(SIDE, LARGEST), "pixels on a side", [384, 768, 1536], nargs="+")
+    p.option("--blur", number(low=0, high=100), "deviation of a Gaussian blur in 512ths of the side", 0.0)
+    p.option("--noise", number(low=0, high=100), "deviation of noise, of 255", 0.0)
+    p.option("--seed", whole(0, scenes.MAX_SEED), "of the scenes", 0)
+    p.flag("--quiet", "no progress bar")
     return p
 
 
@@ -156,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
             print(f"{size} pixels, blur {values.blur:g}, noise {values.noise:g}: {text}", flush=True)
 
-    return exit_code(run, "nothing is kept")
+    return commands.run(run, interrupted="nothing is kept")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Kill the program at any moment, repeat the command, and it goes on.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import os
@@ -23,7 +22,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from ultrapixel_jax.data.build import Parser, exit_code, summary, whole
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import one_of, whole
+from ultrapixel_jax.data.build import summary
 from ultrapixel_jax.data.plan import uniforms
 from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.captions import caption
@@ -162,7 +163,7 @@ def _run(jobs: Sequence[_Job], workers: int, total: int, quiet: bool) -> None:
 
     from tqdm import tqdm
 
-    from ultrapixel_jax.data.build import _end_with_parent
+    from ultrapixel_jax.data.build import end_with_parent
 
     done = total - sum(job.end - job.first for job in jobs)
     with tqdm(total=total, initial=done, unit="image", desc="drawing", disable=quiet) as bar:
@@ -171,7 +172,7 @@ def _run(jobs: Sequence[_Job], workers: int, total: int, quiet: bool) -> None:
                 bar.update(_make_shard(job))
             return
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, max(len(jobs), 1)), context, _end_with_parent)
+        pool = ProcessPoolExecutor(min(workers, max(len(jobs), 1)), context, end_with_parent)
         try:
             for future in as_completed([pool.submit(_make_shard, job) for job in jobs]):
                 bar.update(future.result())
@@ -195,38 +196,22 @@ def _size(text: str) -> HW:
     return int(sides[0]), int(sides[-1])
 
 
-def parser() -> Parser:
+def parser() -> commands.Parser:
     """The command line."""
-    p = Parser(
-        prog="python -m ultrapixel_jax.demo.world.build", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("output", metavar="OUTPUT", help="new directory, or that of an interrupted build")
-    p.add_argument("--split", choices=scenes.SPLITS, default="train", help="(default: train)")
-    p.add_argument("--count", type=whole("--count", 1, 10**8), default=20000, metavar="N",
-                   help="number of scenes (default: 20000)")  # fmt: skip
-    p.add_argument(
-        "--side",
-        type=_size,
-        default=[(384, 384)],
-        nargs="+",
-        metavar="N",
-        dest="size",
-        help="pixels on a side, or HEIGHTxWIDTH; several are drawn at random (default: 384)",
-    )
-    p.add_argument("--tile", type=whole("--tile", 0, LARGEST), default=0, metavar="N",
-                   help="keep a random square of N pixels (default: 0, everything)")  # fmt: skip
-    p.add_argument("--seed", type=whole("--seed", 0, scenes.MAX_SEED), default=0, metavar="N",
-                   help="of scenes and captions (default: 0)")  # fmt: skip
-    p.add_argument("--first", type=whole("--first", 0, 10**9), default=0, metavar="N",
-                   help="index of the first scene (default: 0)")  # fmt: skip
-    p.add_argument("--format", choices=tuple(FORMATS), default="png", dest="encoding",
-                   help="png, or jpeg of quality 95 (default: png)")  # fmt: skip
-    p.add_argument("--shard-images", type=whole("--shard-images", 1, 1_000_000), default=500, metavar="N",
-                   help="pictures per shard (default: 500)")  # fmt: skip
-    p.add_argument("--workers", type=whole("--workers", 0, 1024), default=os.cpu_count() or 1, metavar="N",
-                   help="processes; 0 works in this one (default: one per core)")  # fmt: skip
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p = commands.Parser("python -m ultrapixel_jax.demo.world.build", __doc__)
+    p.argument("output", str, "new directory, or that of an interrupted build")
+    p.option("--split", one_of(scenes.SPLITS), "of the scenes", "train")
+    p.option("--count", whole(1, 10**8), "number of scenes", 20000)
+    p.option("--side", _size, "pixels on a side, or HEIGHTxWIDTH; several are drawn at random", [(384, 384)],
+             shown="384", nargs="+", metavar="N", dest="size")  # fmt: skip
+    p.option("--tile", whole(0, LARGEST), "keep a random square of N pixels", 0, shown="0, everything")
+    p.option("--seed", whole(0, scenes.MAX_SEED), "of scenes and captions", 0)
+    p.option("--first", whole(0, 10**9), "index of the first scene", 0)
+    p.option("--format", one_of(FORMATS), "png, or jpeg of quality 95", "png", dest="encoding")
+    p.option("--shard-images", whole(1, 1_000_000), "pictures per shard", 500)
+    cores = os.cpu_count() or 1
+    p.option("--workers", whole(0, 1024), "processes; 0 works in this one", cores, shown="one per core")
+    p.flag("--quiet", "no progress bar")
     return p
 
 
@@ -237,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = vars(parser().read(argv))
         print(summary(build(**values), values["output"]))
 
-    return exit_code(run, "repeat the command to go on")
+    return commands.run(run, interrupted="repeat the command to go on")
 
 
 if __name__ == "__main__":

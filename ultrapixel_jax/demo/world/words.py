@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ultrapixel_jax import commands
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
-from ultrapixel_jax.data.build import exit_code
 from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.captions import caption
 from ultrapixel_jax.errors import UserError
@@ -60,11 +60,13 @@ def write(output: str | Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print(__doc__)
-        return 0 if arguments in (["-h"], ["--help"]) else 2
-    return exit_code(lambda: print(f"{write(arguments[0])} tokens"), "repeat the command")
+
+    def run() -> None:
+        p = commands.Parser("python -m ultrapixel_jax.demo.world.words", __doc__)
+        p.argument("directory", str, "where the tokenizer is written")
+        print(f"{write(p.read(argv).directory)} tokens")
+
+    return commands.run(run, interrupted="repeat the command")
 
 
 if __name__ == "__main__":
