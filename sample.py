@@ -5,7 +5,8 @@
     python sample.py --reproduce output/00000-a-lighthouse-in-a-storm-0.png --checkpoint DIR
 
 Every picture carries its prompt, seed and settings. Nothing is overwritten, and the same command continues
-where it stopped. Several processes share a list with --process-index and --process-count.
+where it stopped. Several processes share a list with --process-index and --process-count, and a mesh with
+--distributed or --coordinator.
 """
 
 from __future__ import annotations
@@ -18,23 +19,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ultrapixel_jax import commands
+from ultrapixel_jax import commands, processes
 from ultrapixel_jax.errors import one_line
 from ultrapixel_jax.sampling.options import Options, parse_arguments
 
 if TYPE_CHECKING:
     from ultrapixel_jax import UltraPixel
-    from ultrapixel_jax.sampling.requests import Entry
+    from ultrapixel_jax.sampling.requests import Entry, Request
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     stopped = "finished pictures are kept, and the same command continues"
-    return commands.run(lambda: run(parse_arguments(argv)), interrupted=stopped)
+    return commands.run(lambda: processes.together(lambda: run(parse_arguments(argv))), interrupted=stopped)
 
 
 def run(options: Options) -> int:
     """Make what `options` ask for."""
+    # ── Processes that share a mesh, on which all of them draw every picture: process 0 says and writes it. ─
+    if options.distributed:
+        processes.join(options.coordinator, options.process_index, options.process_count)
+
     # ── What to draw. All that can be wrong with it without a model is found before jax is imported. ───
     from ultrapixel_jax.config import load_config
     from ultrapixel_jax.sampling import pictures
@@ -51,7 +56,7 @@ def run(options: Options) -> int:
         entries = listed(options)
         requests = lists.make_requests(entries, **asked(options), **settings_of_release(options))
     output = options.output or (options.reproduce.parent if options.reproduce else Path("output"))
-    if not options.compile_only:
+    if not options.compile_only and processes.is_first():
         pictures.check_writable(output)
 
     # ── Model ──────────────────────────────────────────────────────────────────────────────────────────
@@ -75,9 +80,9 @@ def run(options: Options) -> int:
     else:
         of_b = {f"{name}_b": value for name, value in options.settings_b.items()}
         requests = model.requests(entries, **asked(options), **options.settings_c, **of_b)
-    requests = lists.share(
-        requests, options.process_index, options.process_count, batch_size, model.cascade.lr_side
-    )
+    if not options.distributed:
+        index, count = options.process_index, options.process_count
+        requests = lists.share(requests, index, count, batch_size, model.cascade.lr_side)
     if not requests:
         say(options, "the list has no batch for this process")
         return 0
@@ -93,10 +98,16 @@ def run(options: Options) -> int:
 
     latents, again, todo = options.save_latents, made_by is not None, requests
     if not again:
-        described = ((r, pictures.describe(r, the_run)) for r in requests)
-        todo = [r for r, d in described if not pictures.find(output, r.file_name, d, latents=latents)]
+
+        def there(request: Request) -> bool:
+            described = pictures.describe(request, the_run)
+            return bool(pictures.find(output, request.file_name, described, latents=latents))
+
+        done = processes.agreed(lambda: [there(request) for request in requests], "done")
+        todo = [request for request, finished in zip(requests, done) if not finished]
     written = 0
-    with Progress(len(requests), len(requests) - len(todo), quiet=options.quiet) as progress:
+    quiet = options.quiet or options.distributed  # a bar cuts loops into pieces, by this process's clock
+    with Progress(len(requests), len(requests) - len(todo), quiet=quiet) as progress:
 
         def finished(saved: pictures.Saved) -> None:
             nonlocal written
@@ -109,7 +120,8 @@ def run(options: Options) -> int:
         with Writer(finished) as writer:
             for i, picture in model.draw(todo, **drawn_with, return_latents=latents, callback=shown):
                 name = todo[i].file_name
-                writer.add(functools.partial(pictures.save_picture, output, name, picture, again=again))
+                if processes.is_first():
+                    writer.add(functools.partial(pictures.save_picture, output, name, picture, again=again))
 
     # ── Report ─────────────────────────────────────────────────────────────────────────────────────────
     say(options, f"{written} written to {output}, {len(requests) - written} there already")
@@ -188,13 +200,14 @@ def summary(options: Options, model: UltraPixel, cache: Path | None) -> None:
 
 def say(options: Options, text: str) -> None:
     """Print on stdout, unless it should be quiet."""
-    if not options.quiet:
+    if not options.quiet and processes.is_first():
         print(text)
 
 
 def note(text: str, kind: str = "note") -> None:
     """Print one line on stderr."""
-    print(f"{kind}: {one_line(text)}", file=sys.stderr)
+    if processes.is_first():
+        print(f"{kind}: {one_line(text)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ultrapixel_jax import commands
+from ultrapixel_jax import commands, processes
 from ultrapixel_jax.training.options import parse
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     stopped = "the same command continues from the last checkpoint"
-    return commands.run(lambda: train(parse(argv)), interrupted=stopped)
+    return commands.run(lambda: processes.together(lambda: train(parse(argv))), interrupted=stopped)
 
 
 def train(config: TrainConfig) -> int:
@@ -35,7 +35,8 @@ def train(config: TrainConfig) -> int:
 
     # ── Machines ───────────────────────────────────────────────────────────────────────────────────────
     machines.join(config.machines)
-    compilation_cache.use()
+    if compilation_cache.use() is None:
+        print("warning: no compilation cache: the user's cache directory cannot be written", file=sys.stderr)
     mesh = machines.mesh_of(config.mesh)
 
     from ultrapixel_jax.checkpoints.sources import Sources
@@ -65,7 +66,7 @@ def train(config: TrainConfig) -> int:
             sources.fill_with_random(config.model, config.seed)
         sources.require(task.frozen, f"training {', '.join(task.trained)}")
         inputs = Inputs(task, sources.tokenizer, mesh)
-        draw = make_pictures(task, sources, mesh) if config.pictures.every else None
+        draw = make_pictures(task, sources, mesh, inputs.place) if config.pictures.every else None
 
         # ── State: that of the newest checkpoint, or a fresh one ───────────────────────────────────────
         checkpoints = RunCheckpoints(config.output, config.checkpoints)

@@ -32,6 +32,7 @@ STOREYS: tuple[Mapping[str, str], ...] = (
         "sharding": "what lies where on a mesh",
         "flops": "operations, counted",
         "report": "time and memory",
+        "files": "full disks, fingerprints",
     },
     {
         "models": "stages A, B, C · guidance (INR, fusion, SAN) · encoders · LoRA · ControlNet",

@@ -16,6 +16,9 @@ from flax import traverse_util
 from convert.rows import Row, fill
 from ultrapixel_jax.errors import UserError
 
+LONGEST = 1400
+"""Characters of problems that one message has."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 Variables = dict[str, Any]
 
@@ -25,7 +28,16 @@ class TableError(UserError):
 
     def __init__(self, what: str, problems: Sequence[str]) -> None:
         self.problems = list(problems)
-        super().__init__(f"{what}: {len(self.problems)} problem(s): " + "; ".join(self.problems))
+        room, shown = LONGEST, []
+        for problem in self.problems:
+            room -= len(problem) + 2
+            if room < 0:
+                break
+            shown.append(problem)
+        self.left_out = len(self.problems) - len(shown)
+        """How many the message has no room for."""
+        more = [f"and {self.left_out} more"] if self.left_out else []
+        super().__init__(f"{what:.400}: {len(self.problems)} problem(s): " + "; ".join([*shown, *more]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from convert.apply import import_tensors
+from convert.apply import TableError, import_tensors
+from convert.describe import look
 from convert.files import TensorFile, check_finite, find_files
-from convert.formats import Recognised, recognise
+from convert.formats import Recognised, formats_of, recognise
 from convert.tokenizer import add_tokenizer
+from convert.views import networks
 from ultrapixel_jax.checkpoints.directory import CheckpointWriter, ComponentInfo
 from ultrapixel_jax.checkpoints.tokenizer import is_tokenizer
-from ultrapixel_jax.config import CascadeConfig, load_config, to_dict
+from ultrapixel_jax.checkpoints.weights import consistent
+from ultrapixel_jax.config import CascadeConfig, from_dict, load_config, to_dict
+from ultrapixel_jax.data.paths import check_name
+from ultrapixel_jax.data.text import printable
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models import components
 from ultrapixel_jax.models.components import parameter_count
 
+EXPORTED = "cascade.json"
+"""In the directory of an export: the configurations of its networks."""
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RELEASED_CONFIGS = ("full", "lite", "tiny")
 """Configurations whose sizes are recognised without being named."""
 
 
-def known_configs(config: Path | None) -> list[tuple[str, CascadeConfig]]:
-    """Named configurations to recognise files by; the given one comes first."""
-    given = [(config.stem, load_config(config))] if config is not None else []
-    return given + [(name, load_config(CONFIGS / f"{name}.py")) for name in RELEASED_CONFIGS]
+def known_configs(config: Path | None, sources: Sequence[Path] = ()) -> list[tuple[str, CascadeConfig]]:
+    """Named configurations to recognise files by: the given one, those of exports, the released ones."""
+    given = [(config.stem, _load(config))] if config is not None else []
+    exports = [(path.name, _load(path / EXPORTED)) for path in sources if (path / EXPORTED).is_file()]
+    released = [(name, load_config(CONFIGS / f"{name}.py")) for name in RELEASED_CONFIGS]
+    return [*given, *exports, *released]
+
+
+def _load(path: Path) -> CascadeConfig:
+    """A configuration, from a Python file or from the JSON file that an export writes."""
+    if path.suffix != ".json":
+        return load_config(path)
+    try:
+        values = json.loads(path.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("no JSON object")
+        found = {name: from_dict(components.CONFIGS[name], values[name]) for name in values}
+        return dataclasses.replace(CascadeConfig(guidance=None), **consistent(found, CascadeConfig()))
+    except OSError as error:
+        raise UserError(f"configuration {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"configuration {path} is none that an export wrote ({error})") from error
 
 
 def component_name(found: Recognised) -> str:
@@ -51,19 +81,28 @@ def convert(
         UserError: a file that cannot be read or recognised, tensors that do not fit, a component that
             two files hold, an output that exists. Nothing is written then.
     """
-    known = known_configs(config)
+    check_name(output, "output")
+    known = known_configs(config, sources)
     chosen: dict[str, tuple[TensorFile, Recognised]] = {}
-    for file in find_files(sources):
-        shapes = {key: shape for key, (shape, _) in file.specs.items()}
-        for found in recognise(shapes, known, str(file.path)):
+    passed_over: list[Path] = []
+    for whole in find_files(sources, passed_over):
+        where = printable(whole.path)
+        for file, found in _networks(whole, known):
             name = component_name(found)
             if only and name not in only:
                 continue
-            if name in chosen:
-                raise UserError(
-                    f"{name} is in both {chosen[name][0].path} and {file.path}; give only one of them"
-                )
-            chosen[name] = (file, found)
+            if name not in chosen:
+                chosen[name] = (file, found)
+                continue
+            first = printable(chosen[name][0].path)
+            if not _equal(chosen[name], (file, found)):
+                raise UserError(f"{name} is in both {first} and {where}; give only one of them")
+            print(f"{where}: {name} once more, the same as in {first}")
+    passed_over = [path for path in passed_over if path.name != EXPORTED]
+    if passed_over:
+        names = ", ".join(printable(path.name) for path in passed_over[:12])
+        more = f" and {len(passed_over) - 12} more" if len(passed_over) > 12 else ""
+        print(f"passed over, as they hold no weights: {names}{more}")
     if missing := [name for name in only if name not in chosen]:
         raise UserError(f"no file holds component {missing[0]!r}; found are {', '.join(chosen) or 'none'}")
 
@@ -74,11 +113,55 @@ def convert(
             parameters = _add(writer, name, file, found, dtype)
             dtypes = ",".join(sorted({str(d) for _, d in file.specs.values() if d.kind not in "iub"}))
             label = f"{name} ({found.format.layout})"
-            cells = (file.path.name, label, found.variant, len(file.specs), f"{parameters:,}", dtypes)
+            cells = (
+                printable(file.path.name),
+                label,
+                found.variant,
+                len(file.specs),
+                f"{parameters:,}",
+                dtypes,
+            )
             print(row(*cells), flush=True)
         if "clip_text" in chosen:
             _find_tokenizer(writer, tokenizer, sources)
     print(f"written: {output}")
+
+
+def _networks(
+    whole: TensorFile, known: Sequence[tuple[str, CascadeConfig]]
+) -> Iterator[tuple[TensorFile, Recognised]]:
+    """What a file holds. Where a message has no room for all problems, they are put in a file."""
+    where = printable(whole.path)
+    for file in networks(whole):
+        shapes = {key: shape for key, (shape, _) in file.specs.items()}
+        if not formats_of(shapes):
+            raise UserError(f"{where} is no checkpoint known here: {printable(look(whole.specs))}")
+        try:
+            for found in recognise(shapes, known, where):
+                yield file, found
+        except TableError as error:
+            if not error.left_out:
+                raise
+            with tempfile.NamedTemporaryFile(prefix="convert-", suffix=".txt", delete=False) as listed:
+                listed.write("".join(f"{printable(p)}\n" for p in error.problems).encode())
+            raise UserError(f"{error}; all of them are in {listed.name}") from error
+
+
+def _equal(one: tuple[TensorFile, Recognised], other: tuple[TensorFile, Recognised]) -> bool:
+    """Whether two files hold the same network bit for bit, in whatever layout."""
+    if one[1].config != other[1].config:
+        return False
+    return _digests(*one) == _digests(*other)
+
+
+def _digests(file: TensorFile, found: Recognised) -> dict[str, str]:
+    out = {}
+    for step in found.steps:
+        tensor = file.read(found.keys[step.key])
+        for path, array in zip(step.paths, step.row.layout.forward(tensor) if step.paths else ()):
+            content = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            out[path] = f"{array.dtype} {array.shape} {content.hexdigest()}"
+    return out
 
 
 def _add(writer: CheckpointWriter, name: str, file: TensorFile, found: Recognised, dtype: str | None) -> int:
@@ -86,7 +169,7 @@ def _add(writer: CheckpointWriter, name: str, file: TensorFile, found: Recognise
 
     def read(key: str) -> np.ndarray:
         tensor = file.read(found.keys[key])
-        check_finite(f"{found.keys[key]} of {file.path}", tensor)
+        check_finite(f"{found.keys[key]} of {printable(file.path)}", tensor)
         return tensor
 
     target = None if dtype is None else np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
@@ -96,7 +179,7 @@ def _add(writer: CheckpointWriter, name: str, file: TensorFile, found: Recognise
     info = ComponentInfo(
         config=to_dict(found.config),
         variant=found.variant,
-        source=file.path.name,
+        source=printable(file.path.name),
         source_sha256=file.sha256,
         layout=found.format.layout,
         kept_aside=aside,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,15 @@ import jax
 import numpy as np
 
 from convert.apply import Step, export_specs, flatten, plan_export
+from convert.convert import EXPORTED
 from convert.files import write_safetensors
 from convert.formats import FORMATS, Format, file_keys
 from ultrapixel_jax.checkpoints.directory import read_manifest, restore
 from ultrapixel_jax.checkpoints.manifest import ComponentInfo
 from ultrapixel_jax.checkpoints.runs import RunWeights, is_run
+from ultrapixel_jax.checkpoints.tokenizer import is_tokenizer
 from ultrapixel_jax.config import from_dict, to_dict
+from ultrapixel_jax.data.paths import check_name
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import components
 from ultrapixel_jax.models.components import CONFIGS
@@ -41,14 +47,40 @@ def export_checkpoint(checkpoint: Path, output: Path, only: Sequence[str] = ()) 
             raise UserError(f"{checkpoint} has no component {name!r}; it has {', '.join(infos)}")
         if (output / f"{name}.safetensors").exists():
             raise UserError(f"{output / f'{name}.safetensors'} exists; choose another output directory")
+    check_name(output, "output")
+    with _nothing_left(output):
+        for name in names:
+            path = output / f"{name}.safetensors"
+            export_component(read(name), name, infos[name], path)
+            print(f"{name} -> {path}")
+        # What it takes to convert the files back.
+        configs = {name: infos[name].config for name in names if name in CONFIGS}
+        (output / EXPORTED).write_text(json.dumps(configs, indent=1) + "\n")
+        if "clip_text" in names and is_tokenizer(checkpoint / "tokenizer"):
+            (output / "tokenizer").mkdir(exist_ok=True)
+            for file in (checkpoint / "tokenizer").iterdir():
+                shutil.copy(file, output / "tokenizer")
+
+
+@contextlib.contextmanager
+def _nothing_left(output: Path) -> Iterator[None]:
+    """Make the directory `output`; if what follows fails, nothing is left that was not there before."""
+    there = output.exists()
     try:
         output.mkdir(parents=True, exist_ok=True)
+        before = set(output.iterdir())
     except OSError as error:
         raise UserError(f"cannot create {output}: {error.strerror}; choose another output") from error
-    for name in names:
-        path = output / f"{name}.safetensors"
-        export_component(read(name), name, infos[name], path)
-        print(f"{name} -> {path}")
+    try:
+        yield
+    except BaseException as error:
+        for path in set(output.iterdir()) - before:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not there:
+            output.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(f"{output}: {error.strerror or error}") from error
+        raise
 
 
 Read = Callable[[str], Mapping[str, Any]]
@@ -79,7 +111,7 @@ def released_format(component: str, config: Any) -> Format:
 def released_shapes(fmt: Format, config: Any, first: int = FULL_MODEL_FIRST) -> dict[str, tuple[int, ...]]:
     """Key and shape of every parameter of a file in format `fmt`; counters and the like are not there."""
     flat = flatten(components.abstract(fmt.component, config))
-    steps = plan_export(fmt.rows, {p: s.shape for p, s in flat.items()}, fmt.component)
+    steps = plan_export(fmt.table(config), {p: s.shape for p, s in flat.items()}, fmt.component)
     specs = export_specs(steps, flat)
     keys = file_keys(fmt, config, list(specs), first)
     return {keys[k]: shape for k, (shape, _) in specs.items()}
@@ -92,7 +124,7 @@ def export_component(variables: Mapping[str, Any], name: str, info: ComponentInf
     fmt = released_format(component, config)
     flat = flatten(variables)
 
-    steps = plan_export(fmt.rows, {p: a.shape for p, a in flat.items()}, name)
+    steps = plan_export(fmt.table(config), {p: a.shape for p, a in flat.items()}, name)
     aside = dict(info.kept_aside)
     first = int(aside.pop("first", np.asarray(FULL_MODEL_FIRST)))
     keys = file_keys(fmt, config, [step.key for step in steps] + list(aside), first)

@@ -7,11 +7,11 @@ takes about the memory of one tensor. A bad file is a `UserError` of one line th
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +20,12 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from convert.torch_zip import TorchZip
+from convert.describe import is_beside_weights
+from convert.torch_stream import HEAD, TorchStream
+from convert.torch_zip import NoWeightsError, TorchZip
+from ultrapixel_jax.checkpoints.tokenizer import FILES as TOKENIZER
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import is_full
 
 Spec = tuple[tuple[int, ...], np.dtype]
 """Shape and dtype of a tensor."""
@@ -39,6 +43,12 @@ SAFETENSORS_DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 """safetensors' dtype names that occur in checkpoints."""
+
+FLOAT8 = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
+"""Those that are read, and not written."""
+
+INDEX = re.compile(r".+\.index(\.\w+)?\.json")
+"""Names of lists of shards: `model.safetensors.index.json`, and with a variant before or after `index`."""
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """A file with such a name must be readable; others are passed over if they are no checkpoint."""
@@ -71,11 +81,12 @@ class TensorFile:
         return self.reader(key)
 
 
-def find_files(paths: Sequence[Path]) -> list[TensorFile]:
+def find_files(paths: Sequence[Path], passed_over: list[Path] | None = None) -> list[TensorFile]:
     """Every logical checkpoint among `paths`, which may be files, indices and directories.
 
     Directories are walked in sorted order without hidden entries. `UserError` if a path does not exist,
-    names a file that is no checkpoint, if a file is damaged, or if nothing is found at all.
+    names a file that is no checkpoint, if a file is damaged, or if nothing is found at all. Files beside
+    the weights that hold none, such as an optimizer's state, are added to `passed_over`.
     """
     given = [Path(path) for path in paths]
     for path in given:
@@ -86,14 +97,24 @@ def find_files(paths: Sequence[Path]) -> list[TensorFile]:
         known = candidates.setdefault(path.resolve(), path)
         if path.suffix in SUFFIXES and known.suffix not in SUFFIXES:
             candidates[path.resolve()] = path
-    indices = [path for path in candidates.values() if path.name.endswith(".index.json")]
+    indices = [path for path in candidates.values() if INDEX.fullmatch(path.name)]
     files = [file for file in map(_open_index, indices) if file is not None]
     taken = {part.resolve() for file in files for part in file.parts} | {p.resolve() for p in indices}
     for real, path in candidates.items():
         if real not in taken:
-            file = open_file(path, required=path in given or path.suffix in SUFFIXES)
+            try:
+                file = open_file(path, required=path in given or path.suffix in SUFFIXES)
+            except UserError as error:
+                # In what trainers write beside the weights, anything may be; it is not read.
+                if path in given or not (isinstance(error, NoWeightsError) or is_beside_weights(path.name)):
+                    raise
+                if passed_over is not None:
+                    passed_over.append(path)
+                continue
             if file is not None:
                 files.append(file)
+            elif passed_over is not None and path.name not in TOKENIZER:
+                passed_over.append(path)
     if not files:
         raise UserError(f"no checkpoint file in {', '.join(map(str, given)) or 'an empty list of paths'}")
     return sorted(files, key=lambda file: file.path)
@@ -123,6 +144,10 @@ def open_file(path: Path, required: bool = True) -> TensorFile | None:
         digest = _verify_sidecar(path)
         archive = TorchZip(path)
         return TensorFile(path, "torch zip", archive.specs, (path,), archive.skipped, digest, archive.read)
+    if head.startswith(HEAD):
+        digest = _verify_sidecar(path)
+        stream = TorchStream(path)
+        return TensorFile(path, "torch stream", stream.specs, (path,), stream.skipped, digest, stream.read)
     if head[8:9] == b"{":
         digest = _verify_sidecar(path)
         specs, reader = _open_safetensors(path)
@@ -149,8 +174,12 @@ def _describe(head: bytes) -> str:
         return "a git-lfs pointer, not the file itself; run `git lfs pull` or download it from the web page"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "a web page, not a checkpoint: the download failed or needs a login; download it again"
-    if head.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."):
-        return "the torch format from before 2020; load it with torch and save it again"
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
+        return "a bare pickle, which could run anything and is not read; save the tensors as safetensors"
+    if head[:4] == b"GGUF":
+        return "a GGUF file of quantised weights, which are not read; get the original weights"
+    if head[:6] == b"\x93NUMPY" or head[:4] == b"\x89HDF":
+        return "numpy's or HDF5's format, which is not read; save the tensors as safetensors"
     return "neither safetensors nor a torch zip file; if it should be one, download it again"
 
 
@@ -165,7 +194,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Spec], Callable[[str], np.n
             for name in keys:
                 key = name.removeprefix("state_dict.") if nested else name
                 part = file.get_slice(name)
-                dtype = SAFETENSORS_DTYPES.get(part.get_dtype())
+                dtype = (SAFETENSORS_DTYPES | FLOAT8).get(part.get_dtype())
                 if dtype is None:
                     raise UserError(f"{path}: tensor {name} has dtype {part.get_dtype()}, not supported")
                 names[key], specs[key] = name, (tuple(part.get_shape()), dtype)
@@ -177,12 +206,26 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Spec], Callable[[str], np.n
     def read(key: str) -> np.ndarray:
         # Opened anew for each tensor: pages of a mapping that stays open would pile up to the file's size.
         try:
+            if specs[key][1] in FLOAT8.values():  # which the library has no numpy type for
+                return _raw(path, names[key], *specs[key])
             with safe_open(path, framework="numpy") as file:
                 return file.get_tensor(names[key])
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(path, error) from error
 
     return specs, read
+
+
+def _raw(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A tensor of a safetensors file whose header is known to be right."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        begin, _ = json.loads(file.read(length))[name]["data_offsets"]
+    count = math.prod(shape)
+    data = np.fromfile(path, dtype, count, offset=8 + length + begin)
+    if data.size != count:
+        raise ValueError(f"{name} ends early")
+    return data.reshape(shape)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
@@ -313,7 +356,7 @@ def write_safetensors(
         _refuse_existing(path)  # what came into being meanwhile
         partial.rename(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_full(error):
             raise UserError(f"{path}: no space left for its {end / 1e9:.1f} GB; free some") from error
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:

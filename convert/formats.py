@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from convert.apply import Shapes, Step, TableError, flatten, import_tensors, plan_import
+from convert.describe import look
 from convert.rows import Row
 from convert.tables import (
     clip,
@@ -81,7 +83,8 @@ class Format:
 
     component: str
     layout: str
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] | Callable[[Any], tuple[Row, ...]]
+    """The table, or a function of the component's configuration to it."""
     telling: tuple[str, ...]
     """Patterns (regular expressions) of which each must match a key of a file in this format."""
     rename: Rename = _same
@@ -89,6 +92,10 @@ class Format:
     """Pattern of keys that belong to something else in the same file."""
     accepts: Callable[[Any], bool] = lambda config: True
     """Whether a configuration can be in this format."""
+
+    def table(self, config: Any) -> tuple[Row, ...]:
+        """The rows for a component of this configuration."""
+        return self.rows(config) if callable(self.rows) else self.rows
 
 
 _UNET = r"down_blocks\.0\.0\.depthwise\.weight"
@@ -106,11 +113,11 @@ FORMATS: tuple[Format, ...] = (
     Format("lora", "released", lora.RELEASED, (r"(module\.)?0\.lora_down",), _lora_modules),
     Format("previewer", "released", previewer.RELEASED, (r"blocks\.0\.weight", r"blocks\.24\.weight")),
     Format(
-        "effnet_encoder", "released", effnet_encoder.RELEASED,
+        "effnet_encoder", "released", effnet_encoder.rows,
         (r"backbone\.0\.0\.weight", r"mapper\.0\.weight"),
     ),
     Format(
-        "controlnet", "released", controlnet.RELEASED,
+        "controlnet", "released", controlnet.rows,
         (r"backbone\.0\.0\.weight", r"projections\.0\.0\.weight"),
         accepts=lambda config: config.kind != "super_resolution",
     ),
@@ -157,7 +164,7 @@ def variables_of(name: str, config: Any, tensors: Mapping[str, Any]) -> dict[str
     keys = fmt.rename(list(tensors), config)
     by_table = {keys[key]: tensor for key, tensor in tensors.items()}
     paths = {p: s.shape for p, s in flatten(components.abstract(name, config)).items()}
-    steps = plan_import(fmt.rows, {key: v.shape for key, v in by_table.items()}, paths, name)
+    steps = plan_import(fmt.table(config), {key: v.shape for key, v in by_table.items()}, paths, name)
     return import_tensors(steps, by_table.__getitem__)[0]
 
 
@@ -177,8 +184,7 @@ def recognise(shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: 
     """
     found = formats_of(shapes)
     if not found:
-        some = ", ".join(sorted(shapes)[:3])
-        raise UserError(f"{what} is no checkpoint known here: it holds {len(shapes)} tensors ({some}, …)")
+        raise UserError(f"{what} is no checkpoint known here: {look(shapes)}")
     out, failures = [], []
     for fmt in found:
         try:
@@ -198,16 +204,22 @@ def _fit(fmt: Format, shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]]
         if not fmt.accepts(config):
             continue
         renamed = fmt.rename(list(own), config)
-        paths = {p: tuple(s.shape) for p, s in flatten(components.abstract(fmt.component, config)).items()}
+        paths = _paths(fmt.component, config)
         by_table = {renamed[key]: tuple(shape) for key, shape in own.items()}
         try:
             name = f"{what} ({fmt.component}, {fmt.layout} layout, variant {variant})"
-            steps = plan_import(fmt.rows, by_table, paths, name)
+            steps = plan_import(fmt.table(config), by_table, paths, name)
         except TableError as error:
             failures.append(error)
         else:
             return Recognised(fmt, variant, config, steps, {renamed[key]: key for key in own})
     raise min(failures, key=lambda e: len(e.problems))
+
+
+@functools.lru_cache(64)
+def _paths(component: str, config: Any) -> Shapes:
+    """Shapes of a component by path. Tracing a network takes seconds, and several files ask for one."""
+    return {p: tuple(s.shape) for p, s in flatten(components.abstract(component, config)).items()}
 
 
 def candidates(component: str, known: Sequence[tuple[str, CascadeConfig]]) -> list[tuple[str, Any]]:

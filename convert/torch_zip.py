@@ -54,6 +54,10 @@ NAMES = (
 """Plain values of the torch module that a file may mention."""
 
 
+NESTS = ("state_dict", "model_state_dict", "model", "module")
+"""Under which key trainers keep the weights among other things, also one in another."""
+
+
 class RefusedError(Exception):
     """The pickle asks for something that is not on the list."""
 
@@ -83,6 +87,8 @@ class Storage:
     key: str
     dtype: np.dtype
     size: int
+    begin: int = 0
+    """First element, where it is a part of another (the old format's)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +185,17 @@ class Unpickler(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
 
+class NoWeightsError(UserError):
+    """A file of torch's that is whole, and holds no weights: an optimizer's state, say."""
+
+
+def strided(data: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """The tensor that lies in `data`, which begins with its first element; C-contiguous."""
+    steps = tuple(s * data.dtype.itemsize for s in tensor.strides)
+    view = np.lib.stride_tricks.as_strided(data, tensor.shape, steps, writeable=False)
+    return np.array(view, order="C") if not view.flags.c_contiguous else data.reshape(tensor.shape)
+
+
 class TorchZip:
     """A torch zip file. No handle stays open between reads.
 
@@ -238,16 +255,21 @@ class TorchZip:
     def _select(self, content: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """The tensors of the dictionary, or of the `state_dict` in it, and the names of the rest."""
         skipped: list[str] = []
-        if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-            skipped += [str(key) for key in content if key != "state_dict"]
-            content = content["state_dict"]
+        for nest in NESTS:
+            if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
+                skipped += [str(key) for key in content if key != nest]
+                content = content[nest]
         if not isinstance(content, Mapping):
-            raise UserError(f"{self.path}: holds no dictionary of tensors; save the model's state_dict")
+            raise NoWeightsError(f"{self.path}: holds no dictionary of tensors; save the model's state_dict")
+        if "param_groups" in content:
+            raise NoWeightsError(f"{self.path}: an optimizer's state; the model's weights are needed")
         tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
         skipped += [str(key) for key in content if key not in tensors]
         if not tensors:
             found = ", ".join(skipped[:5]) or "nothing"
-            raise UserError(f"{self.path}: no tensors, neither directly nor in state_dict; found {found}")
+            raise NoWeightsError(
+                f"{self.path}: no tensors, neither directly nor under {', '.join(NESTS)}; found {found:.200}"
+            )
         return tensors, tuple(skipped)
 
     def _check_member(self, storage: Storage) -> zipfile.ZipInfo:
@@ -272,9 +294,7 @@ class TorchZip:
             data = np.fromfile(self.path, dtype, count, offset=start + first)
         if data.size != count:
             raise DamagedError(f"storage {tensor.storage.key} ends early")
-        steps = tuple(s * dtype.itemsize for s in tensor.strides)
-        view = np.lib.stride_tricks.as_strided(data, tensor.shape, steps, writeable=False)
-        return np.array(view, order="C") if not view.flags.c_contiguous else data.reshape(tensor.shape)
+        return strided(data, tensor)
 
     def _verify(self, info: zipfile.ZipInfo) -> int:
         """Compare the checksum of an uncompressed member, once; returns where in the file it begins."""

@@ -87,8 +87,9 @@ def test_every_import_is_declared() -> None:
     def normal(name: str) -> str:
         return name.lower().replace("_", "-")
 
-    of_all = names(*project["dependencies"])
-    of_tests = of_all | names(*project["optional-dependencies"]["test"])
+    optional = project["optional-dependencies"]
+    of_all = names(*project["dependencies"], *optional["parquet"], *optional["gcs"])
+    of_tests = of_all | names(*optional["test"])
     missing = []
     for path in files():
         by_users = path.relative_to(ROOT).parts[0] not in ("benchmarks", "tests")

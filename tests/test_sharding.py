@@ -33,7 +33,7 @@ def test_every_parameter_of_full_size(name):
         split += len(struct.shape) > 1 and shard != struct.shape
         large = struct.size > 2**20 and not path.startswith("unused/")
         assert not large or shard != struct.shape or "wb" in path or "emb" in path, path
-    assert split or name == "lora"
+    assert split
 
 
 def test_stacked_weights_are_split_as_single_ones():

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Shaped
 
 from ultrapixel_jax.config import MESH_AXES
 from ultrapixel_jax.errors import UserError
@@ -33,20 +33,23 @@ PARAMETER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*/kernel:2", P("fsdp", "tensor")),
     (r".*/kernel:4", P(None, None, "fsdp", "tensor")),
     (r".*/kernel:3", P()),
-    (r".*/(down|up):2", P()),  # LoRA
+    (r".*/down:2", P(None, "fsdp")),  # LoRA: (rank, in)
+    (r".*/up:2", P("fsdp", None)),  # and (out, rank)
     (r".*:[01]", P()),  # biases, scales, statistics
     (r"params/embeddings:2", P()),  # new text tokens
     (r"unused/.*", P()),
 )
 """(pattern of `path:rank`, placement); full match, the first wins, no match is an error."""
 
-ACTIVATION_AXES: Mapping[str, tuple[str, ...] | None] = {
+ACTIVATION_AXES: Mapping[str, Any] = {
     "batch": ("data", "fsdp"),
     "height": ("rows",),
     "width": None,
     "tokens": None,
     "channel": None,
+    "heads": P.UNCONSTRAINED,
 }
+"""Mesh axes by the name of an axis; None is whole, and unconstrained is as the compiler likes."""
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -142,6 +145,21 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(ACTIVATION_AXES["batch"]))
 
 
+def by_batch(x: Array) -> Array:
+    """`x`, where devices of a mesh share it, divided along its first axis alone, if that divides."""
+    placed = x.sharding
+    if not isinstance(placed, NamedSharding) or x.shape[0] % batch_multiple(placed.mesh):  # pyright: ignore
+        return x
+    return jax.device_put(x, batch_sharding(placed.mesh))  # pyright: ignore
+
+
+def fetch(x: Any) -> Shaped[np.ndarray, "..."]:
+    """An array on the host; where processes share it, all of it in each of them."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
+
+
 def batch_multiple(mesh: Mesh | None) -> int:
     """What the batch must be divisible by."""
     return 1 if mesh is None else math.prod(mesh.shape[a] for a in ACTIVATION_AXES["batch"] or ())
@@ -180,22 +198,30 @@ def by_rows(
     return divided  # the other axes stay with the compiler
 
 
-def by_examples_and_heads(function: Callable[..., Array]) -> Callable[..., Array]:
+def by_examples_and_heads(function: Callable[..., Array], *, kernel: bool = False) -> Callable[..., Array]:
     """`function` of arrays (batch, tokens, heads, width), of each device's own examples and heads.
 
-    For kernels, which the compiler does not divide. What the mesh does not divide, every device computes.
+    The compiler alone gathers heads that `tensor` divides as soon as they are merged with the batch, and
+    what a loop takes one by one. What the mesh does not divide, every device computes. A `kernel` the
+    compiler divides along no axis at all, so that it gets each device's own part of all of them.
     """
 
     def divided(*arrays: Array) -> Array:
         mesh: Any = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             return function(*arrays)
-        names = [name for name in mesh.axis_names if name not in mesh.manual_axes]
         batch, _, heads, _ = arrays[0].shape
         count = math.prod(mesh.shape[a] for a in ACTIVATION_AXES["batch"] or ())
         examples = ACTIVATION_AXES["batch"] if batch % count == 0 else None
         spec = P(examples, None, "tensor" if heads % mesh.shape["tensor"] == 0 else None)
-        own = jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=set(names), check_vma=False)
+        names = {*(examples or ()), *spec[2:]} - {None}
+        if kernel:
+            names = set(mesh.axis_names)
+        elif math.prod(mesh.shape[name] for name in names) == 1:
+            return function(*arrays)
+        own = jax.shard_map(
+            function, in_specs=spec, out_specs=spec, axis_names=names - set(mesh.manual_axes), check_vma=False
+        )
         return own(*arrays)
 
     return divided
@@ -213,8 +239,11 @@ def constrain(x: Array, *axes: str) -> Array:
     mesh: Any = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    fitted = [
-        place if isinstance(size, int) and size % math.prod(mesh.shape[a] for a in place or ()) == 0 else None
-        for size, place in zip(x.shape, places, strict=True)
-    ]
+
+    def fits(size: Any, place: Any) -> bool:
+        if place is P.UNCONSTRAINED:
+            return True
+        return isinstance(size, int) and size % math.prod(mesh.shape[a] for a in place or ()) == 0
+
+    fitted = [place if fits(size, place) else None for size, place in zip(x.shape, places, strict=True)]
     return jax.lax.with_sharding_constraint(x, P(*fitted))

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from convert.rows import POINTWISE, Row, conv, norm
-from convert.tables.efficientnet import BACKBONE
+from convert.tables.efficientnet import backbone
+from ultrapixel_jax.config import ControlNetConfig
 
 PROJECTIONS = (
     *conv("projections.{n}.0", "projection_{n}/linear_0", POINTWISE, bias=False),
     *conv("projections.{n}.2", "projection_{n}/linear_2", POINTWISE, bias=False),
 )
 
-RELEASED: tuple[Row, ...] = (*BACKBONE, *PROJECTIONS)
+
+def rows(config: ControlNetConfig) -> tuple[Row, ...]:
+    """Rows of canny's or inpainting's network that `config` describes."""
+    return (*backbone(config.backbone), *PROJECTIONS)
+
+
+RELEASED: tuple[Row, ...] = rows(ControlNetConfig())
 
 SUPER_RESOLUTION: tuple[Row, ...] = (
     *conv("backbone.{n}", "backbone/linear_{n}", POINTWISE),

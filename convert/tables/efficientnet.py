@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from convert.rows import CONV, DEPTHWISE, POINTWISE, Layout, Row, batch_norm, conv
+from ultrapixel_jax.config import EfficientNetConfig
 
 
 def conv_norm(source: str, target: str, layout: Layout) -> tuple[Row, ...]:
@@ -32,13 +33,13 @@ def mbconv(stage: int) -> tuple[Row, ...]:
     )
 
 
-BACKBONE: tuple[Row, ...] = (
-    *conv_norm("backbone.0", "backbone/stem", CONV),
-    *conv_norm("backbone.1.{n}.block.0", "backbone/stage_1_block_{n}/fused", CONV),
-    *fused(2),
-    *fused(3),
-    *mbconv(4),
-    *mbconv(5),
-    *mbconv(6),
-    *conv_norm("backbone.7", "backbone/head", POINTWISE),
-)
+def backbone(config: EfficientNetConfig) -> tuple[Row, ...]:
+    """Rows of the network that `config` describes."""
+    rows = conv_norm("backbone.0", "backbone/stem", CONV)
+    for number, stage in enumerate(config.stages, 1):
+        if stage.kind == "fused" and stage.expand == 1:
+            block = f"backbone.{number}.{{n}}.block.0", f"backbone/stage_{number}_block_{{n}}/fused"
+            rows += conv_norm(*block, CONV)
+        else:
+            rows += (fused if stage.kind == "fused" else mbconv)(number)
+    return (*rows, *conv_norm(f"backbone.{len(config.stages) + 1}", "backbone/head", POINTWISE))

@@ -213,12 +213,6 @@ def test_not_a_checkpoint(tmp_path: Path, content: bytes, word: str, name: str) 
         find_files([tmp_path])
 
 
-def test_old_torch_format(tmp_path: Path) -> None:
-    path = tmp_path / "old.pt"
-    torch.save({"a": torch.ones(1)}, path, _use_new_zipfile_serialization=False)
-    refused(path, "before 2020")
-
-
 def test_nothing_found(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         refused(path)

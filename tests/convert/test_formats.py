@@ -58,7 +58,7 @@ def test_manifest_is_recognised_and_mapped_both_ways(known, name):
     filled = [path for step in found.steps for path in step.paths]
     assert sorted(filled) == sorted(flat)
 
-    steps = plan_export(found.format.rows, {p: s.shape for p, s in flat.items()}, name)
+    steps = plan_export(found.format.table(found.config), {p: s.shape for p, s in flat.items()}, name)
     specs = export_specs(steps, flat)
     first = 64 if component == "guidance" else None
     keys = file_keys(found.format, found.config, list(specs), first)
@@ -198,7 +198,8 @@ def test_bad_input(tmp_path, capsys):
     source.mkdir()
     tensors = state_dict("previewer", tiny.previewer)
     write(source / "previewer.safetensors", tensors)
-    write(source / "copy.safetensors", tensors)
+    changed = {key: value + (key == "blocks.0.weight") for key, value in tensors.items()}
+    write(source / "copy.safetensors", {key: value.astype(np.float32) for key, value in changed.items()})
     line = refused(capsys, tmp_path, source, out)
     assert "previewer.safetensors" in line and "copy.safetensors" in line and "only one" in line
     (source / "copy.safetensors").unlink()

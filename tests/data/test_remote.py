@@ -69,3 +69,30 @@ def test_source_records_and_reading_in_a_bucket(kind: str, buckets: Path, tmp_pa
                 x, y = next(a), next(b)
                 assert x["ids"] == y["ids"]
                 assert x["image"].tobytes() == y["image"].tobytes()
+
+
+def test_a_rebuilt_dataset_is_read_anew(
+    buckets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Shards are padded to one size, so size tells nothing: the content does."""
+    source = WRITERS["folder"](buckets / "again" / "source", 4)
+    arguments = ["gs://again/source", "gs://again/out", "--workers", "0", "--quiet"]
+    config = DataConfig(path="gs://again/out", cache_dir=str(tmp_path), areas=AREAS, ratios=RATIOS,
+                        batch_size=4, lr_side=1, caption_dropout=0.0)  # fmt: skip
+    assert command.main(arguments) == 0
+    sizes = {p.name: p.stat().st_size for p in (buckets / "again" / "out").iterdir()}
+
+    def captions() -> set[str]:
+        with Loader(config) as loader:
+            return set(next(loader)["caption"]) | set(next(loader)["caption"])
+
+    first = captions()
+    (source / "part1" / "001.txt").write_text("capture 1\n")
+    assert command.main(arguments) == 2, "the source has changed"
+    shutil.rmtree(buckets / "again" / "out")
+    assert command.main(arguments) == 0
+    shard = next(name for name in sizes if "array_record" in name)
+    assert (buckets / "again" / "out" / shard).stat().st_size == sizes[shard], "the sizes are the same"
+    assert captions() == first - {"caption 1"} | {"capture 1"}
+    assert "was built anew" in caplog.text
+    assert len(list(tmp_path.iterdir())) == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sample
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling.options import parse_arguments
 
 ROOT = Path(sample.__file__).parent
@@ -153,3 +154,20 @@ def test_what_was_not_given_is_left_to_the_model():
     assert (options.height, options.width, options.seed, options.dtype) == (1024, 1024, 0, None)
     assert parse_arguments([*P, "--mesh", "data=2, tensor=4"]).mesh == {"data": 2, "tensor": 4}
     assert parse_arguments([*P, "--dtype", "bf16", "--tile", "auto"]).dtype == "bfloat16"
+
+
+def test_processes_that_share_a_mesh():
+    together = ["--prompt", "x", "--coordinator", "host:1234", "--process-index", "1", "--process-count", "2"]
+    options = parse_arguments([*together, "--mesh", "data=4"])
+    assert options.distributed
+    assert (options.coordinator, options.process_index, options.process_count) == ("host:1234", 1, 2)
+    assert parse_arguments(["--prompt", "x", "--distributed", "--mesh", "data=4"]).coordinator == ""
+    for arguments, words in (
+        (together, "give --mesh"),
+        (["--prompt", "x", "--distributed"], "give --mesh"),
+        ([*together[:4], *together[6:], "--mesh", "data=4"], "--process-index and --process-count"),
+        ([*together[:3], "host", *together[4:], "--mesh", "data=4"], "HOST:PORT"),
+        ([*together[:2], *together[4:], "--distributed", "--mesh", "data=4"], "leave out --process-index"),
+    ):
+        with pytest.raises(UserError, match=words):
+            parse_arguments(arguments)

@@ -1,7 +1,12 @@
-"""Two processes train as one does, save and end together, and one process goes on with what they saved."""
+"""Two processes train as one does, save and end together, and one process goes on with what they saved.
+
+Their devices are scattered over the mesh, so that neither has an aligned slice of a batch, and the second
+two have other places, and both parts of every sample.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import socket
 import time
@@ -11,7 +16,8 @@ import pytest
 
 from tests.training.tiny_run import Launcher, Started, assert_close, logged, saved
 
-STEPS = ("--steps", "16", "--checkpoints.every", "4", "--mesh.fsdp", "2")
+STEPS = ("--steps", "16", "--checkpoints.every", "4")
+FSDP, TENSOR = ("--mesh.fsdp", "2"), ("--mesh.tensor", "2")
 
 
 def start_two(launcher: Launcher, run: Path, data: Path, *options: str) -> list[Started]:
@@ -38,14 +44,15 @@ def finish(processes: list[Started]) -> list[str]:
 def one(launcher: Launcher, latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process with four devices, which nothing disturbs."""
     run = tmp_path_factory.mktemp("one") / "run"
-    said = launcher.succeed(run, latents, *STEPS, devices=4)
+    said = launcher.succeed(run, latents, *STEPS, *FSDP, devices=4)
     assert "4 x cpu, data=2, fsdp=2; 1 process(es)" in said
     return run
 
 
 def test_two_processes(launcher: Launcher, latents: Path, one: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    processes = start_two(launcher, run, latents, *STEPS)
+    scattered = dataclasses.replace(launcher, order="0,3,1,2")  # rows 0 and 2, 1 and 3
+    processes = start_two(scattered, run, latents, *STEPS, *FSDP)
     processes[0].wait_for(logged(3))
     processes[1].process.send_signal(signal.SIGTERM)  # the machine of one is taken away: both stop
     said = finish(processes)
@@ -55,7 +62,8 @@ def test_two_processes(launcher: Launcher, latents: Path, one: Path, tmp_path: P
     assert f"stopped at step {stopped}: the same command continues" in said[0]
     assert "loss" not in said[1]  # process 0 speaks for both
 
-    processes = start_two(launcher, run, latents, *STEPS)
+    both = dataclasses.replace(launcher, order="2,0,1,3")  # half of the features of all rows
+    processes = start_two(both, run, latents, *STEPS, *TENSOR)
     processes[0].wait_for(logged(stopped + 2))
     processes[1].kill()
     killed = time.monotonic()
@@ -67,6 +75,6 @@ def test_two_processes(launcher: Launcher, latents: Path, one: Path, tmp_path: P
     newest = saved(run)[-1]
     assert stopped <= newest < 16
 
-    assert f"continues after step {newest}" in launcher.succeed(run, latents, *STEPS, devices=4)
+    assert f"continues after step {newest}" in launcher.succeed(run, latents, *STEPS, *FSDP, devices=4)
     assert saved(run)[-1] == 16
     assert_close(run, one)

@@ -141,6 +141,11 @@ def test_a_refusal_names_a_mesh_that_starts(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError, match=r"= 3 does not divide the 16 devices .*; data=16,fsdp=1,"):
         machines.mesh_of(MeshConfig(fsdp=3))
     assert machines.mesh_of(MeshConfig(fsdp=8)).shape["data"] == 2
+    devices = gpus(8, 4)
+    with pytest.raises(UserError, match="some processes have 4 devices and others 8"):
+        machines.mesh_of(MeshConfig())
+    devices = gpus(8, 4, each=True)
+    assert machines.mesh_of(MeshConfig()).shape["data"] == 12
 
 
 @given(st.lists(st.integers(1, 64), min_size=4, max_size=4), st.integers(1, 4096))

@@ -110,6 +110,8 @@ class Launcher:
     """Starts runs that share compiled programs."""
 
     cache: Path
+    order: str = ""
+    """Of the devices in the mesh; see `permuted.py`."""
 
     def start(
         self,
@@ -122,13 +124,15 @@ class Launcher:
     ) -> Started:
         """`train.py` on so many CPU devices; what it says goes to `said`, else beside its directory."""
         said = Path(tempfile.mkstemp(suffix=".txt", dir=said or directory.parent)[1])
-        command = [sys.executable, "train.py", os.path.relpath(preset, ROOT)]
+        script = "tests/training/permuted.py" if self.order else "train.py"
+        command = [sys.executable, script, os.path.relpath(preset, ROOT)]
         command += ["--data.path", str(data), "--output", str(directory), *options]
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "ORDER": self.order,
             "XDG_CACHE_HOME": str(self.cache),  # where `compilation_cache` keeps programs
         }
         with said.open("wb") as file:

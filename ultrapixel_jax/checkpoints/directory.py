@@ -45,6 +45,7 @@ from ultrapixel_jax.checkpoints.manifest import (
     verify_files,
 )
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import is_full
 
 __all__ = ["CheckpointWriter", "ComponentInfo", "identity", "read_manifest", "restore"]
 
@@ -314,9 +315,7 @@ def _user_errors(directory: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:
         # Orbax passes a full disk on as the ValueError of its storage library.
         text = " ".join(str(error).split())
-        code = error.errno if isinstance(error, OSError) else None
-        full = ("No space left", "Disk quota exceeded", "File too large")
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(words in text for words in full):
+        if is_full(error):
             raise UserError(f"no space left to write {directory} ({text[:200]}); free some") from error
         if isinstance(error, OSError):
             raise UserError(f"{directory} cannot be written ({text[:200]})") from error

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import json
 import os
 import zlib
@@ -20,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import fingerprint
 
 FORMAT_VERSION = 1
 """Raised when a directory can no longer be read by older code."""
@@ -92,8 +92,7 @@ def read_manifest(directory: str | Path) -> Manifest:
 def identity(directory: str | Path) -> str:
     """Sixteen hex digits that differ between checkpoints with different weights, configuration or origin."""
     read_manifest(directory)
-    content = json.dumps(read_json(Path(directory), MANIFEST), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return fingerprint(read_json(Path(directory), MANIFEST))
 
 
 def verify_files(directory: Path, name: str, contents: bool) -> None:

@@ -19,15 +19,16 @@ def use(directory: Path | None = None) -> Path | None:
     import jax
     import platformdirs
 
-    path = directory or platformdirs.user_cache_path("ultrapixel_jax") / "compilation"
     try:
+        path = directory or platformdirs.user_cache_path("ultrapixel_jax") / "compilation"
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: without a home
         if directory is None:
             return None
-        raise UserError(f"cannot write to {path}: {error.strerror}; choose another --cache-dir") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write to {directory}: {reason}; choose another --cache-dir") from error
     jax.config.update("jax_compilation_cache_dir", str(path))
     # By default jax leaves small and quick programs out, and those add up over the stages.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -89,4 +89,12 @@ class Program:
             return jax.tree.map(jax.numpy.asarray, arg)
         split = batch_sharding(self._mesh)
         whole = NamedSharding(self._mesh, PartitionSpec())
-        return jax.device_put(arg, split if i in self._batched else whole)
+        return jax.tree.map(lambda x: placed(x, split if i in self._batched else whole), arg)
+
+
+def placed(x: Any, sharding: NamedSharding) -> jax.Array:
+    """`x` on a mesh. What each process has of its own is the same in all of them, which nothing compares."""
+    if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return jax.device_put(x, sharding)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -2,19 +2,24 @@
 
     python -m ultrapixel_jax.data.build SOURCE OUTPUT
 
-SOURCE is a folder tree of images with a .json (key "caption") or .txt beside each; WebDataset .tar
-shards, one or a folder of them; or a .jsonl file of {"image": path beside the file, "caption": text}.
-OUTPUT is a new directory. Both may be gs://... paths. Images keep their bytes (JPEG, PNG, WebP).
+SOURCE is a folder tree of images with a .json (key "caption"), .txt or .caption beside each; WebDataset
+.tar shards, one or a folder of them; a .jsonl, .csv or .tsv file (or a folder with one) of "image" or
+"file_name", a path beside the file, and "caption" or "text"; or Parquet files with the images in them.
+OUTPUT is a new directory. Both may be gs://... paths. JPEG, PNG and WebP keep their bytes; what else
+Pillow reads (AVIF, BMP, GIF, TIFF, ...) is stored as PNG.
 
 The source is listed, cut into shards of --shard-images, and each shard made by one worker process. A
 shard that is done has a note in OUTPUT/.build: kill the program at any moment, repeat the command, and
-it goes on with the shards that have none, to the same result. Every image is decoded once; a broken one,
-or one without caption, is skipped, and named in OUTPUT/report.json.
+it goes on with the shards that have none or whose files have changed, to the same result. Every image is
+decoded once; a broken one, or one without caption, is skipped, and named in OUTPUT/report.json, and so is
+every file that is no image.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -28,11 +33,34 @@ from typing import Any
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import one_of, whole
 from ultrapixel_jax.data import sources
-from ultrapixel_jax.data.config import fingerprint
+from ultrapixel_jax.data.config import MAX_MEGAPIXELS, MIN_SIDE, fingerprint
+from ultrapixel_jax.data.items import (
+    BROKEN_IMAGE,
+    MISSING_CAPTION,
+    MISSING_IMAGE,
+    SMALL_IMAGE,
+    Item,
+    Skip,
+)
+from ultrapixel_jax.data.text import printable
 from ultrapixel_jax.errors import UserError
 
 NAMED = 10
 """Skipped items that the terminal names; the report has them all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How captions and images are taken out of a source."""
+
+    caption_key: str = "caption"
+    """Of a JSON line or file."""
+    encoding: str = "utf-8"
+    """Of captions without a byte order mark."""
+    min_side: int = MIN_SIDE
+    """Least shorter side of an image, in pixels."""
+    max_megapixels: int = MAX_MEGAPIXELS
+    """Most millions of pixels of one."""
 
 
 def build(
@@ -41,10 +69,10 @@ def build(
     *,
     kind: str = "auto",
     image_key: str = "image",
-    caption_key: str = "caption",
     shard_images: int = 256,
     workers: int = 0,
     quiet: bool = False,
+    **reading: Any,
 ) -> dict[str, Any]:
     """Build the dataset `output` from `source`, or go on with it; returns its report.
 
@@ -53,31 +81,35 @@ def build(
         output: the directory to write.
         kind: of the source; one of `sources.KINDS`, or `auto`.
         image_key: of a JSON line.
-        caption_key: of a JSON line or file.
         shard_images: images of the source per shard.
         workers: processes; 0 works in this one.
         quiet: no progress bar.
+        reading: fields of `Reading`.
 
     Raises:
-        UserError: an empty source, no usable image in it, or `output` cannot be written.
+        UserError: an empty source, no usable image in it, `output` cannot be written, or is complete and of
+            what the source was before.
     """
-    items = sources.list_source(source, kind, image_key, caption_key)
+    how = Reading(**reading)
+    items = sources.list_source(source, kind, image_key, how.caption_key, how.encoding)
     parts = [items[i : i + shard_images] for i in range(0, len(items), shard_images)]
-    listing = fingerprint([dataclasses.asdict(item) for item in items])
     plan = {"source": os.fspath(source), "items": len(items), "shard_images": shard_images,
-            "caption_key": caption_key, "listing": listing}  # fmt: skip
+            **dataclasses.asdict(how), "listing": fingerprint([item.id for item in items])}  # fmt: skip
 
     from etils import epath
 
     from ultrapixel_jax.data import records
 
     directory = epath.Path(output)
+    states = [fingerprint([dataclasses.asdict(item) for item in part]) for part in parts]
+    jobs = [_Job(os.fspath(directory), i, len(parts), part, how, states[i]) for i, part in enumerate(parts)]
     if not records.start(directory, plan):
-        return records.read_json(directory / records.REPORT)
-    todo = [i for i in range(len(parts)) if records.shard_done(directory, i) is None]
-    jobs = [_Job(os.fspath(directory), i, len(parts), parts[i], caption_key) for i in todo]
-    done = len(items) - sum(len(job.items) for job in jobs)
-    _run(jobs, workers, _bar(len(items), done, quiet))
+        report = records.read_json(directory / records.REPORT)
+        _refuse_changed(jobs, report, source, output, _bar(len(items), 0, quiet))
+        return report
+    todo = [job for job in jobs if records.shard_done(directory, job.index, job.state) is None]
+    done = len(items) - sum(len(job.items) for job in todo)
+    _run(todo, workers, _bar(len(items), done, quiet))
     shards = [s for i in range(len(parts)) if (s := records.shard_done(directory, i)) is not None]
     if not any(shard.sizes for shard in shards):
         message = _nothing_usable(source, records.make_report(plan, shards))
@@ -93,8 +125,10 @@ class _Job:
     directory: str
     index: int
     count: int
-    items: list[sources.Item]
-    caption_key: str
+    items: list[Item]
+    how: Reading
+    state: str
+    """Changes with the files that it is from."""
 
 
 def _make_shard(job: _Job) -> int:
@@ -103,40 +137,89 @@ def _make_shard(job: _Job) -> int:
 
     from ultrapixel_jax.data import records
 
-    report = records.ShardReport()
+    report, source = records.ShardReport(state=job.state), hashlib.sha256()
 
     def examples() -> Iterator[dict[str, Any]]:
         for item in job.items:
             try:
-                yield _example(item, job.caption_key)
-            except sources.Skip as skip:
-                report.skipped.append((item.id, skip.reason, skip.detail))
+                caption, data = _read(item, job.how, source)
+                example, notes = _example(item, caption, data, job.how)
+            except Skip as skip:
+                report.skipped.append((item.id, skip.reason, printable(skip.detail)))
+                continue
+            report.notes += [(item.id, printable(note)) for note in notes]
+            yield example
+        report.source = source.hexdigest()
 
     directory = epath.Path(job.directory)
     records.write_shard(records.CaptionedImages, directory, job.index, job.count, examples(), report)
     return len(job.items)
 
 
-def _example(item: sources.Item, caption_key: str) -> dict[str, Any]:
-    """The record of one item, after decoding its image once; `Skip` if it is not usable."""
-    import io
+def _read(item: Item, how: Reading, digest: Any) -> tuple[str, bytes]:
+    """Caption and bytes of one item, which go into `digest`, and so does what keeps it from being used."""
 
-    from ultrapixel_jax.data.images import BrokenImage, decode
+    def skip(reason: str, detail: str) -> Skip:
+        digest.update(repr((item.id, reason)).encode())
+        return Skip(reason, detail)
 
     if item.problem:
-        raise sources.Skip(*item.problem)
-    caption = item.read_caption(caption_key)
+        raise skip(*item.problem)
+    try:
+        caption = item.read_caption(how.caption_key, how.encoding)
+    except Skip as error:
+        raise skip(error.reason, error.detail) from error
     assert item.image is not None, "an item without problem has an image"
     try:
         data = item.image.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise sources.Skip(sources.MISSING_IMAGE, f"it cannot be read: {reason}") from error
+        raise skip(MISSING_IMAGE, f"it cannot be read: {reason}") from error
+    digest.update(repr((item.id, caption, hashlib.sha256(data).hexdigest())).encode())
+    return caption, data
+
+
+def _example(item: Item, caption: str, data: bytes, how: Reading) -> tuple[dict[str, Any], list[str]]:
+    """The record of one item and what to say about it, after decoding its image once; or `Skip`."""
+    import io
+
+    from ultrapixel_jax.data.images import KEPT, BrokenImage, read
+
     try:
-        width, height = decode(data).size
+        decoded = read(data, how.max_megapixels)
     except BrokenImage as error:
-        raise sources.Skip(sources.BROKEN_IMAGE, str(error)) from error
-    return {"image": io.BytesIO(data), "caption": caption, "id": item.id, "height": height, "width": width}
+        raise Skip(BROKEN_IMAGE, str(error)) from error
+    width, height = decoded.image.size
+    if min(width, height) < how.min_side:
+        raise Skip(SMALL_IMAGE, f"{width}×{height} pixels, under the {how.min_side} of --min-side")
+    notes = list(decoded.notes)
+    if decoded.format not in KEPT:
+        notes.append(f"{decoded.format}, stored as PNG")
+    image = io.BytesIO(decoded.encoded(data))
+    return {"image": image, "caption": caption, "id": item.id, "height": height, "width": width}, notes
+
+
+def _refuse_changed(jobs: Sequence[_Job], report: dict[str, Any], source: str, output: str, bar: Any) -> None:
+    """`UserError` if the source no longer is what the complete dataset with `report` was made from.
+
+    Files are read again only where their sizes or times are others.
+    """
+    shards = report.get("shards", [])
+    with bar:
+        for job, shard in zip(jobs, shards):
+            digest = hashlib.sha256()
+            if shard["state"] == job.state:
+                continue
+            for item in job.items:
+                with contextlib.suppress(Skip):
+                    _read(item, job.how, digest)
+                bar.update(1)
+            if digest.hexdigest() != shard["source"]:
+                raise UserError(
+                    f"source {printable(source)} has changed since {printable(output)} was built from it "
+                    f"(images or captions from {job.items[0].id} to {job.items[-1].id}); remove that, or "
+                    "choose another name"
+                )
 
 
 def _run(jobs: Sequence[_Job], workers: int, bar: Any) -> None:
@@ -185,23 +268,25 @@ def _bar(total: int, done: int, quiet: bool) -> Any:
 
 def _nothing_usable(source: str, report: dict[str, Any]) -> str:
     counts = ", ".join(f"{number} × {reason}" for reason, number in report["skipped"].items())
-    first = report["skipped_items"][0]
-    if set(report["skipped"]) == {sources.MISSING_CAPTION}:
+    captions = [entry for entry in report["skipped_items"] if entry["reason"] == MISSING_CAPTION]
+    first, where = (captions or report["skipped_items"])[0], printable(source)
+    if captions and not {BROKEN_IMAGE, SMALL_IMAGE} & set(report["skipped"]):
         return (
-            f"no image of source {source!r} has a caption; put NAME.txt, or NAME.json with a caption key, "
+            f"no image of source {where!r} has a caption; put NAME.txt, or NAME.json with a caption key, "
             f"beside each ({first['id']}: {first['detail']})"
         )
-    return f"no image of source {source!r} is usable: {counts} ({first['id']}: {first['detail']})"
+    return f"no image of source {where!r} is usable: {counts} ({first['id']}: {first['detail']})"
 
 
 def summary(report: dict[str, Any], output: str) -> str:
     """The report in lines for the terminal."""
-    skipped = report["skipped_items"]
+    skipped, notes = report["skipped_items"], report.get("notes", {})
     lines = [f"{entry['id']}: {entry['reason']}: {entry['detail']}" for entry in skipped[:NAMED]]
     if len(skipped) > NAMED:
         lines.append(f"… and {len(skipped) - NAMED} more in the report")
+    lines += [f"{number} × {note}" for note, number in notes.items()][:NAMED]
     counts = "".join(f", {number} × {reason}" for reason, number in report["skipped"].items())
-    lines.append(f"{output}: {report['examples']} examples, {len(skipped)} skipped{counts}")
+    lines.append(f"{printable(output)}: {report['examples']} examples, {len(skipped)} skipped{counts}")
     return "\n".join(lines)
 
 
@@ -211,13 +296,16 @@ def summary(report: dict[str, Any], output: str) -> str:
 def parser() -> commands.Parser:
     """The command line."""
     p = commands.Parser("python -m ultrapixel_jax.data.build", __doc__)
-    p.argument("source", str, "folder, .tar or .jsonl")
+    p.argument("source", str, "folder, .tar, .jsonl, .csv or .parquet")
     p.argument("output", str, "new directory, or that of an interrupted build")
     p.option(
         "--kind", one_of(("auto", *sources.KINDS)), "of the source", "auto", shown="auto, by what is there"
     )
     p.option("--image-key", str, "of a JSON line", "image", metavar="KEY")
     p.option("--caption-key", str, "of a JSON line or file", "caption", metavar="KEY")
+    p.option("--encoding", str, "of captions without a byte order mark", "utf-8")
+    p.option("--min-side", whole(1, 16384), "least shorter side of an image, in pixels", MIN_SIDE)
+    p.option("--max-megapixels", whole(1, 100_000), "most millions of pixels of an image", MAX_MEGAPIXELS)
     p.option("--shard-images", whole(1, 1_000_000), "images per shard", 256)
     cores = os.cpu_count() or 1
     p.option("--workers", whole(0, 1024), "processes; 0 works in this one", cores, shown="one per core")

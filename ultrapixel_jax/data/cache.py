@@ -62,7 +62,13 @@ def cache(
     from ultrapixel_jax.data.loader import EMPTY_PROMPT
 
     dataset = records.open_dataset(config.path, records.CaptionedImages, config.cache_dir)
-    plan = {"images": dataset.plan, "checkpoint": checkpoint, "shard_images": shard_images}
+    plan = {
+        "images": dataset.plan,
+        "checkpoint": checkpoint,
+        "shard_images": shard_images,
+    }
+    if isinstance(dataset.identity, str):  # else it is from before content was noted, and so is its cache
+        plan["content"] = dataset.identity
     plan |= {name: getattr(config, name) for name in SETTINGS}
     plan |= {"areas": list(config.areas), "ratios": list(config.ratios)}
     directory = epath.Path(output)
@@ -105,15 +111,15 @@ def _encode(
     import numpy as np
 
     from ultrapixel_jax.data import images
+    from ultrapixel_jax.data.items import BROKEN_IMAGE
     from ultrapixel_jax.data.loader import crop_pair, place_of
     from ultrapixel_jax.data.records import BF16
-    from ultrapixel_jax.data.sources import BROKEN_IMAGE
 
     def read(index: int, size: tuple[int, int]) -> Any:
         record = dataset.source[index]
         id_, caption = record["id"].decode(), record["caption"].decode()
         try:
-            image = images.decode(record["image"])
+            image = images.decode(record["image"], config.max_megapixels)
         except images.BrokenImage as error:
             return id_, str(error), None
         return id_, caption, crop_pair(image, size, place_of(config, 0, index), config)

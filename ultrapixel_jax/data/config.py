@@ -20,6 +20,10 @@ MULTIPLE = 32
 """Sides are floored to multiples of this: the EffNet encoder's factor."""
 MAX_SEED = 2**63 - 1
 """Largest seed."""
+MAX_MEGAPIXELS = 512
+"""Most millions of pixels of one picture: 22,600² of them, 1.5 GB as RGB."""
+MIN_SIDE = 32
+"""Least shorter side of a picture, in pixels: one position of the latent grid."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,8 @@ class DataConfig:
     """Side of the square low-resolution image, in units of 32 pixels."""
     clip_image_size: int = 0
     """Side in pixels of the `image_clip` that the CLIP image tower takes (224); 0 leaves it out."""
+    max_megapixels: int = MAX_MEGAPIXELS
+    """Most millions of pixels that a picture may have; a larger one counts as broken."""
     cache_dir: str = ""
     """Where the records of a remote `path` are copied to; empty is the user's cache directory."""
 
@@ -81,6 +87,8 @@ class DataConfig:
             raise UserError(f"data.lr_resize {self.lr_resize!r} is not known; use bilinear or nearest")
         if not 1 <= self.lr_side <= 32:
             raise UserError(f"data.lr_side {self.lr_side} is outside 1 to 32")
+        if not 1 <= self.max_megapixels <= 100_000:
+            raise UserError(f"data.max_megapixels {self.max_megapixels} is outside 1 to 100000")
         if self.clip_image_size < 0:
             raise UserError(f"data.clip_image_size {self.clip_image_size} must be 0 or more")
 

@@ -82,7 +82,8 @@ class Loader(Iterator[dict[str, Any]]):
         self.replaced: list[str] = []
         """Ids of broken examples that were met so far, in place of which others were read."""
         settings = {name: getattr(config, name) for name in ORDER_FIELDS}
-        self.identity = fingerprint([settings, dataset.plan, len(dataset)])
+        content = dataset.identity
+        self.identity = fingerprint([settings, *(content if isinstance(content, list) else [content])])
         """Tells two orders of batches apart."""
         read = _ReadCached if config.cached else _ReadImage
         self._dataset = (
@@ -256,7 +257,7 @@ class _ReadImage(_Read):
         self, record: dict[str, Any], id_: str, size: HW, place: tuple[float, float], dropped: bool, use: bool
     ) -> dict[str, Any]:
         try:
-            image = images.decode(record["image"])
+            image = images.decode(record["image"], self._config.max_megapixels)
         except images.BrokenImage as error:
             raise BrokenExample(id_, str(error)) from error
         image, low = crop_pair(image, size, place, self._config)

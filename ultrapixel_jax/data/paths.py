@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from etils import epath
 
+from ultrapixel_jax.data.text import printable
 from ultrapixel_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -26,14 +32,26 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 @contextlib.contextmanager
 def user_errors(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     """Turn what the file system or the bucket refuses into a `UserError`: "{what} {path}: …"."""
+    name = f"{what} {printable(path)}"
     try:
         yield
     except ImportError as error:  # etils names the package that a bucket needs
-        raise UserError(f"{what} {path}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
     except OSError as error:
         if error.errno in FULL:
-            raise UserError(f"{what} {path}: no space left; free some and run the same again") from error
-        raise UserError(f"{what} {path}: {error.strerror or error}") from error
+            raise UserError(f"{name}: no space left; free some and run the same again") from error
+        raise UserError(f"{name}: {error.strerror or error}") from error
+    except ValueError as error:
+        if isinstance(error, UnicodeError) or "null byte" in str(error) or "null character" in str(error):
+            raise UserError(f"{name} is no name that a file can have") from error
+        raise
+
+
+def check_name(path: str | os.PathLike[str], what: str) -> None:
+    """`UserError` if `path` is no UTF-8: the writer and the reader of records take no other names."""
+    name = os.fspath(path)
+    if "\0" in name or any("\ud800" <= c <= "\udfff" for c in name):
+        raise UserError(f"{what} {printable(name)}: its name is no UTF-8; rename it, or choose another")
 
 
 def write_whole(path: epath.Path, data: bytes) -> None:
@@ -56,26 +74,60 @@ def move_in(local: Path, target: epath.Path) -> None:
         local.replace(target)
 
 
-def local_copy(directory: epath.Path, cache_dir: str, names: list[str]) -> epath.Path:
+def size_of(path: epath.Path) -> int:
+    """Bytes of a file. Not by etils, which asks for its owner's name, and fails where there is none."""
+    if is_remote(path):
+        return int(file_system(path).info(os.fspath(path))["size"])
+    return Path(path).stat().st_size
+
+
+def file_system(path: str | os.PathLike[str]) -> Any:
+    """fsspec's file system of a bucket, the one that etils takes."""
+    import fsspec
+
+    protocol = os.fspath(path).partition("://")[0]
+    return fsspec.filesystem({"gs": "gcs"}.get(protocol, protocol))
+
+
+def local_copy(directory: epath.Path, cache_dir: str, names: list[str], content: bytes) -> epath.Path:
     """A local directory with the files `names` of `directory`, which may be remote.
 
     Records are read at random, which a bucket does not offer to their reader: they are copied once. Files
     that are there with the right size are kept, and several processes may do this at the same time. For
     data larger than the disk, mount the bucket (gcsfuse) and give the local path.
+
+    `content` tells two datasets at one path apart: each has its own copy.
     """
     if not is_remote(directory):
         return directory
-    base = Path(cache_dir) if cache_dir else Path(platformdirs.user_cache_dir("ultrapixel_jax")) / "data"
     key = hashlib.sha256(os.fspath(directory).encode()).hexdigest()[:16]
-    target = base / key
+    base = Path(cache_dir) if cache_dir else _user_cache() / "data"
+    target = base / f"{key}-{hashlib.sha256(content).hexdigest()[:16]}"
     with user_errors(directory, "data"):
         target.mkdir(parents=True, exist_ok=True)
+        if others := [p for p in base.glob(f"{key}*") if p != target]:
+            log.warning("%s was built anew; its older copy in %s may be removed", directory, others[0])
         for name in names:
             source, copy = directory / name, target / name
-            if copy.is_file() and copy.stat().st_size == source.stat().length:
+            if copy.is_file() and copy.stat().st_size == size_of(source):
                 continue
             partial = target / f".{name}.partial-{os.getpid()}"
             with source.open("rb") as remote, partial.open("wb") as file:
                 shutil.copyfileobj(remote, file, 1 << 22)
             partial.replace(copy)
     return epath.Path(target)
+
+
+def _user_cache() -> Path:
+    """The user's cache directory; one in the temporary directory where there is none, with a warning."""
+    try:
+        path = Path(platformdirs.user_cache_dir("ultrapixel_jax"))
+        path.mkdir(parents=True, exist_ok=True)
+        if os.access(path, os.W_OK):
+            return path
+        reason = f"{path} cannot be written"
+    except (OSError, RuntimeError) as error:  # a user without a home, or one that is no one's to write
+        reason = " ".join(str(error).split())
+    path = Path(tempfile.gettempdir()) / f"ultrapixel_jax-{os.getuid()}"
+    log.warning("no cache directory (%s): copies go to %s; set data.cache_dir to keep them", reason, path)
+    return path

@@ -13,8 +13,11 @@ same command goes on with the shards that have none.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import hashlib
+import io
 import json
 import os
 import tempfile
@@ -29,7 +32,18 @@ from etils import epath
 from jaxtyping import Int32
 from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT
 
-from ultrapixel_jax.data.paths import FULL, is_remote, local_copy, move_in, user_errors, write_whole
+from ultrapixel_jax.data.config import fingerprint
+from ultrapixel_jax.data.folders import version_of
+from ultrapixel_jax.data.paths import (
+    FULL,
+    check_name,
+    is_remote,
+    local_copy,
+    move_in,
+    size_of,
+    user_errors,
+    write_whole,
+)
 from ultrapixel_jax.errors import UserError
 
 SPLIT = "train"
@@ -38,6 +52,8 @@ REPORT = "report.json"
 WORK = ".build"
 """Directory with the state of an unfinished build."""
 PLAN = "plan.json"
+LISTING = ("items", "listing")
+"""Of a plan: what the source held."""
 
 BF16 = ml_dtypes.bfloat16
 ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
@@ -119,6 +135,14 @@ class ShardReport:
     """Of the serialised examples."""
     skipped: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
     """Id, reason and detail of what became no example."""
+    notes: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    """Id, and what a person may want to know about the example."""
+    state: str = ""
+    """Changes with sizes and times of the files that it is from."""
+    source: str = ""
+    """Changes with the content of those files."""
+    content: str = ""
+    """Changes with the examples; `write_shard` sets it."""
 
 
 def _builder(kind: Kind, directory: epath.Path) -> Any:
@@ -145,10 +169,20 @@ def start(directory: epath.Path, plan: dict[str, Any]) -> bool:
         UserError: something else is there, or an unfinished build of another plan.
     """
     plan = json.loads(json.dumps(plan))  # as it comes back from the file
+    check_name(directory, "output")
     with user_errors(directory, "output"):
         if (directory / REPORT).exists():
-            if read_json(directory / REPORT).get("plan") == plan:
+            found = read_json(directory / REPORT).get("plan", {})
+            if found == plan:
                 return False
+            if "listing" in plan and {**found, **dict.fromkeys(LISTING)} == {
+                **plan,
+                **dict.fromkeys(LISTING),
+            }:
+                raise UserError(
+                    f"output {directory} was built when its source had other files ({found['items']}, now "
+                    f"{plan['items']}); remove it or choose another name"
+                )
             raise UserError(f"output {directory} holds another dataset; remove it or choose another name")
         work = directory / WORK
         if (work / PLAN).exists():
@@ -168,15 +202,16 @@ def start(directory: epath.Path, plan: dict[str, Any]) -> bool:
     return True
 
 
-def shard_done(directory: epath.Path, index: int) -> ShardReport | None:
-    """The report of shard `index`, None if it is still to be written."""
+def shard_done(directory: epath.Path, index: int, state: str | None = None) -> ShardReport | None:
+    """The report of shard `index`; None if it is to be written, or was from files in another `state`."""
     path = directory / WORK / f"{index:05d}.json"
     if not path.exists():
         return None
     values = read_json(path)
-    return ShardReport(
-        [(h, w) for h, w in values["sizes"]], values["bytes"], [tuple(s) for s in values["skipped"]]
-    )
+    for name in ("sizes", "skipped", "notes"):
+        values[name] = [tuple(entry) for entry in values.get(name, ())]
+    report = ShardReport(**values)
+    return report if state in (None, report.state) else None
 
 
 def write_shard(
@@ -195,8 +230,11 @@ def write_shard(
     builder = _builder(kind, directory)
     serializer = tfds.core.ExampleSerializer(builder.info.features.get_serialized_info())
 
+    content = hashlib.sha256()
+
     def serialized() -> Iterator[tuple[int, bytes]]:
         for i, example in enumerate(examples):
+            _digest(content, example)
             data = serializer.serialize_example(builder.info.features.encode_example(example))
             report.sizes.append((example["height"], example["width"]))
             report.bytes += len(data)
@@ -219,8 +257,22 @@ def write_shard(
         if written != len(report.sizes):
             raise UserError(f"output {directory}: shard {index} was not written whole; is the disk full?")
         move_in(partial, target)
+        report.content = content.hexdigest()
         note = directory / WORK / f"{index:05d}.json"
         write_whole(note, json.dumps(dataclasses.asdict(report)).encode())
+
+
+def _digest(digest: Any, example: dict[str, Any]) -> None:
+    """Put an example into `digest`, as its serialised form is not promised to be the same twice."""
+    for name, value in sorted(example.items()):
+        if isinstance(value, io.BytesIO):
+            value = value.getvalue()
+        elif isinstance(value, np.ndarray):
+            value = repr((value.shape, str(value.dtype))).encode() + value.tobytes()
+        elif not isinstance(value, bytes):
+            value = repr(value).encode("utf-8", "surrogatepass")
+        digest.update(f"{name}:{len(value)}:".encode())
+        digest.update(value)
 
 
 def _looks_full(error: Exception) -> bool:
@@ -249,14 +301,17 @@ def finish(
     report = make_report(plan, shards)
     paths = [_template(kind, directory).sharded_filepath(shard_index=i, num_shards=len(shards))
              for i in range(len(shards))]  # fmt: skip
-    with user_errors(directory, "output"), tempfile.TemporaryDirectory() as folder:
-        np.save(Path(folder) / SIZES, np.array([s for shard in shards for s in shard.sizes], np.int32))
-        write_whole(directory / SIZES, (Path(folder) / SIZES).read_bytes())
+    sizes = io.BytesIO()
+    np.save(sizes, np.array([s for shard in shards for s in shard.sizes], np.int32))
+    with user_errors(directory, "output"):
+        write_whole(directory / SIZES, sizes.getvalue())
         for name, data in (extra or {}).items():
             write_whole(directory / name, data)
         builder.info.write_to_directory(directory)
-        report["files"] = {path.name: path.stat().length for path in paths}
-        write_whole(directory / REPORT, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+        report["files"] = {path.name: size_of(path) for path in paths}
+        text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+        # What is no UTF-8 (the source's name) is escaped, which JSON reads back.
+        write_whole(directory / REPORT, text.encode("utf-8", "backslashreplace"))
         (directory / WORK).rmtree()
     return report
 
@@ -268,12 +323,16 @@ def make_report(plan: dict[str, Any], shards: Sequence[ShardReport]) -> dict[str
         for shard in shards
         for id_, reason, detail in shard.skipped
     ]
-    reasons = sorted({entry["reason"] for entry in skipped})
+    notes = [{"id": id_, "note": note} for shard in shards for id_, note in shard.notes]
     return {
         "plan": plan,
+        "content": fingerprint([shard.content for shard in shards]),
         "examples": sum(len(shard.sizes) for shard in shards),
-        "skipped": {reason: sum(entry["reason"] == reason for entry in skipped) for reason in reasons},
+        "skipped": dict(sorted(collections.Counter(entry["reason"] for entry in skipped).items())),
         "skipped_items": skipped,
+        "notes": dict(sorted(collections.Counter(entry["note"] for entry in notes).items())),
+        "noted_items": notes,
+        "shards": [{"state": shard.state, "source": shard.source} for shard in shards],
     }
 
 
@@ -292,6 +351,8 @@ class Dataset:
     """Height and width by index."""
     plan: dict[str, Any]
     """What it was made from."""
+    identity: Any
+    """Another one for other examples: a fingerprint of their content."""
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -304,6 +365,7 @@ def open_dataset(path: str | os.PathLike[str], kind: Kind, cache_dir: str = "") 
         UserError: nothing there, unfinished, of another kind, or damaged.
     """
     directory = epath.Path(path)
+    check_name(directory, "data")
     with user_errors(directory, "data"):
         if not directory.exists():
             raise UserError(f"data {path!s} does not exist; make it with python -m ultrapixel_jax.data.build")
@@ -311,7 +373,7 @@ def open_dataset(path: str | os.PathLike[str], kind: Kind, cache_dir: str = "") 
             state = "an unfinished build: repeat its command" if (directory / WORK).exists() else "no dataset"
             raise UserError(f"data {path!s} is {state} (it has no {REPORT})")
         names = [p.name for p in directory.iterdir() if p.is_file() and not p.name.startswith(".")]
-        directory = local_copy(directory, cache_dir, names)
+        directory = local_copy(directory, cache_dir, names, _state(directory / REPORT))
         try:
             builder: Any = tfds.builder_from_directory(directory)
             if builder.info.name != kind.name:
@@ -323,7 +385,7 @@ def open_dataset(path: str | os.PathLike[str], kind: Kind, cache_dir: str = "") 
             sizes = np.load(directory / SIZES, allow_pickle=False)
             report = read_json(directory / REPORT)
             for name, size in report["files"].items():
-                if (directory / name).stat().length != size:
+                if size_of(directory / name) != size:
                     raise ValueError(f"{name} has not the {size} bytes that were written")
             if len(source) != len(sizes):
                 raise ValueError(f"{len(source)} examples but {len(sizes)} sizes")
@@ -334,7 +396,17 @@ def open_dataset(path: str | os.PathLike[str], kind: Kind, cache_dir: str = "") 
             raise UserError(f"data {path!s} is damaged ({text}); build it again") from error
     if not len(sizes):
         raise UserError(f"data {path!s} holds no examples; build it from another source")
-    return Dataset(directory, source, sizes, report["plan"])
+    # Datasets from before content was noted are told apart by what they were made from.
+    identity = report.get("content", [report["plan"], len(sizes)])
+    return Dataset(directory, source, sizes, report["plan"], identity)
+
+
+def _state(report: epath.Path) -> bytes:
+    """Changes when the dataset with this report is built anew, with other examples."""
+    values = read_json(report)
+    if "content" in values:
+        return json.dumps([values["content"], values["files"]]).encode()
+    return report.read_bytes() + version_of(os.fspath(report)).encode()
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:

@@ -119,11 +119,12 @@ def lr_steps(
 
     def denoise(x: Array, r: Array, i: Array, kept: Features) -> tuple[Array, Features]:
         out = model.denoise(x, r, conditioning)
-        half = x.shape[0] // 2
-        return out.epsilon, {
-            place: jnp.where(i == capture, out.features[place][:half].astype(kept[place].dtype), kept[place])
-            for place in kept
-        }
+
+        def captured() -> Features:
+            return {place: out.features[place][: x.shape[0] // 2].astype(kept[place].dtype) for place in kept}
+
+        # A branch, since on a mesh half of a batch lies on half of the devices: other steps move nothing.
+        return out.epsilon, jax.lax.cond(i == capture, captured, lambda: kept)
 
     return run_steps(denoise, x, features, table, start, stop, fresh)
 

@@ -46,8 +46,13 @@ def _attention(q: Array, k: Array, v: Array) -> Array:
         # Tracing this kernel already asks for cuDNN, so that it cannot be one of the branches below.
         return _flash_gpu(q, k, v)
     if q.dtype == jnp.bfloat16 and jax.default_backend() == "tpu" and isinstance(pairs, int) and not small:
-        return by_examples_and_heads(_flash_tpu)(q, k, v)  # importing Pallas takes CPUs too long
-    return jax.lax.platform_dependent(q, k, v, cpu=_by_queries if small else _by_heads, default=_by_queries)
+        return by_examples_and_heads(_flash_tpu, kernel=True)(q, k, v)  # importing Pallas takes CPUs too long
+
+    def here(q: Array, k: Array, v: Array) -> Array:
+        cpu = _by_queries if small else _by_heads
+        return jax.lax.platform_dependent(q, k, v, cpu=cpu, default=_by_queries)
+
+    return by_examples_and_heads(here)(q, k, v)
 
 
 def _by_heads(q: Array, k: Array, v: Array) -> Array:

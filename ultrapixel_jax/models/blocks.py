@@ -92,6 +92,8 @@ class TimestepBlock(nn.Module):
 
 def modulate(x: Float[Array, "b h w c"], ab: Float[Array, "#b c2"]) -> Float[Array, "b h w c"]:
     """`x·(1 + a) + b` with the halves a, b of `ab`, in float32."""
+    # Two numbers a channel are gathered where `tensor` divides channels, and not the map.
+    ab = constrain(ab, "batch", "channel")
     a, b = jnp.split(ab[:, None, None].astype(jnp.float32), 2, axis=-1)
     return (x.astype(jnp.float32) * (1.0 + a) + b).astype(x.dtype)
 
@@ -127,7 +129,8 @@ class AttnBlock(nn.Module):
         b, h, w, c = x.shape
         tokens = layer_norm(x).reshape(b, h * w, c)
         # Gathered where devices divide the rows: a divided axis cannot be extended without moving all of it.
-        own = (constrain(layer(tokens), "batch", "tokens", "channel") for layer in (self.key, self.value))
+        # Heads that `tensor` divides stay divided: each device attends with its own.
+        own = (constrain(layer(tokens), "batch", "tokens", "heads") for layer in (self.key, self.value))
         k, v = (jnp.concatenate([self._heads(x), of], axis=1) for x, of in zip(own, kv, strict=True))
         y = attention(self._heads(self.query(tokens)), k, v)
         return x + self.out(y.reshape(b, h * w, c)).reshape(b, h, w, c)
@@ -208,6 +211,12 @@ class Level(nn.Module):
         ]
 
     @property
+    def _rest(self) -> dict[str, Any]:
+        """Variables of all blocks but the first, stacked."""
+        kinds = (kind for kind in ("params", "lora") if self.has_variable(kind, "rest"))
+        return {kind: self.get_variable(kind, "rest") for kind in kinds}
+
+    @property
     def _block(self) -> Block:
         """A block that belongs to no module, to be applied to one slice of the stacked weights."""
         return Block(self.config, self.conditions, self.out_scale, self.param_dtype, parent=None)
@@ -221,10 +230,10 @@ class Level(nn.Module):
         if self.scanned and self.blocks > 1:
             block = self._block
 
-            def one(params: Any) -> list[KeysValues]:
-                return block.apply({"params": params}, tokens, method="keys_values")  # pyright: ignore
+            def one(variables: Any) -> list[KeysValues]:
+                return block.apply(variables, tokens, method="keys_values")  # pyright: ignore
 
-            out += jax.lax.map(one, self.get_variable("params", "rest"))
+            out += jax.lax.map(one, self._rest)
         return out
 
     def _call(self, layer: nn.Module, *args: Any, **options: Any) -> Array:
@@ -236,16 +245,15 @@ class Level(nn.Module):
     def _run_rest(self, x: Array, time: TimeEmbedding, kv: Sequence[KeysValues], train: bool) -> Array:
         """All blocks but the first, in one scan that keeps only what goes from block to block."""
         block = self._block
-        rest = self.get_variable("params", "rest")
         dropout = train and self.config.dropout > 0
         keys = jax.random.split(self.make_rng("dropout"), self.blocks - 1) if dropout else None
 
         def body(x: Array, inputs: tuple[Any, Any, Any]) -> tuple[Array, None]:
-            params, kv, key = inputs
+            variables, kv, key = inputs
             rngs = None if key is None else {"dropout": key}
-            return block.apply({"params": params}, x, time, kv, train, rngs=rngs), None  # pyright: ignore
+            return block.apply(variables, x, time, kv, train, rngs=rngs), None  # pyright: ignore
 
-        return jax.lax.scan(jax.checkpoint(body), x, (rest, list(kv), keys))[0]
+        return jax.lax.scan(jax.checkpoint(body), x, (self._rest, list(kv), keys))[0]
 
     def __call__(
         self,

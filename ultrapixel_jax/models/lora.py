@@ -3,6 +3,9 @@
 The variables mirror stage C's tree: every A has `in_proj` (queries, keys and values in one, as in the
 released files) and `out`, each with `down` (rank, in) and `up` (out, rank); `embeddings` are the new
 text tokens.
+
+There are two ways to apply them: training has them beside the weights (`branches`), sampling adds them to the
+weights (`merge`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ultrapixel_jax.config import LoraConfig, StageCConfig
+from ultrapixel_jax.models import scan
 
 QKV = ("query", "key", "value")
 
@@ -42,6 +46,22 @@ def init(key: Array, config: LoraConfig, dtype: Any = jnp.float32) -> dict[str, 
             up = jax.random.normal(jax.random.fold_in(key, 2 * i + j), (out, config.rank), dtype)
             node[name] = {"down": jnp.zeros((config.rank, channels), dtype), "up": up}
     return {"params": params}
+
+
+def branches(lora: Mapping[str, Any], config: StageCConfig, *, scanned: bool) -> dict[str, Any]:
+    """The changes as the collection `lora` of stage C's variables, which its layers read beside `params`.
+
+    Queries, keys and values share `down`, and each have their part of `up`. With `scanned`, those of a
+    level's blocks are stacked like its weights.
+    """
+    out: dict[str, Any] = {name: {} for name in lora["params"] if name != "embeddings"}
+    for level, layer, _ in attention_layers(config):
+        changes = lora["params"][level][layer]
+        joint = changes["in_proj"]
+        parts = zip(QKV, jnp.split(joint["up"], 3), strict=True)
+        out[level][layer] = {name: {"down": joint["down"], "up": up} for name, up in parts}
+        out[level][layer]["out"] = dict(changes["out"])
+    return scan.stack({"params": out}, config)["params"] if scanned else out
 
 
 def merge(variables: Mapping[str, Any], lora: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ def stack(variables: Mapping[str, Any], config: StageCConfig | StageBConfig) -> 
     """Variables of an unrolled network to those of a `scanned` one.
 
     `layer_3`, `layer_6`, … of a level whose blocks are C T A become `rest/layer_0` with a leading
-    axis, and so on; the first block stays, since it alone takes the skip.
+    axis, and so on; the first block stays, since it alone takes the skip. Layers may be missing, in all
+    blocks alike.
     """
     params = dict(variables["params"])
     for name, (length, blocks) in _levels(config).items():
@@ -34,9 +35,10 @@ def stack(variables: Mapping[str, Any], config: StageCConfig | StageBConfig) -> 
                     lambda *xs: jnp.stack(xs), *(level[f"layer_{b * length + k}"] for b in range(1, blocks))
                 )
                 for k in range(length)
+                if f"layer_{length + k}" in level
             }
         for n in range(length, length * blocks):
-            del level[f"layer_{n}"]
+            level.pop(f"layer_{n}", None)
         params[name] = level
     return {**variables, "params": params}
 

@@ -23,7 +23,7 @@ SETTINGS_C = (*SETTINGS_B, "cfg_hr")
 """Options of stage C's."""
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
-     "no_cache", "no_ema", "quiet"]
+     "no_cache", "no_ema", "quiet", "distributed", "coordinator"]
 )  # fmt: skip
 """What may be given beside ``--reproduce``; the rest is the picture's."""
 
@@ -60,6 +60,10 @@ class Options:
     reproduce: Path | None
     process_index: int
     process_count: int
+    coordinator: str
+    """HOST:PORT of process 0, where processes share a mesh and it is not detected."""
+    distributed: bool
+    """Whether processes share the mesh; without, they share the list alone."""
     cache_dir: Path | None
     """Compilation cache; None with `no_cache` false is the user's cache directory."""
     no_cache: bool
@@ -114,6 +118,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         reproduce=values.reproduce,
         process_index=_or(values.process_index, 0),
         process_count=_or(values.process_count, 1),
+        coordinator=values.coordinator or "",
+        distributed=values.distributed or bool(values.coordinator),
         cache_dir=values.cache_dir,
         no_cache=values.no_cache,
         ema=not values.no_ema,
@@ -199,6 +205,8 @@ def _parser() -> Parser:
         metavar="I",
     )
     p.option("--process-count", whole(1, 65_536), "number of processes that share the list", shown="1")
+    p.flag("--distributed", "one --mesh over all processes, which TPU pods, SLURM and others name")
+    p.option("--coordinator", str, "process 0, with --process-index and --process-count", metavar="HOST:PORT")
     p.option("--cache-dir", Path, "compilation cache", shown="the user's cache", metavar="DIR")
     p.flag("--no-cache", "keep no compilation cache")
     return p
@@ -208,8 +216,9 @@ def _parser() -> Parser:
 
 
 def _check_together(values: argparse.Namespace, given: set[str]) -> None:
-    if "reproduce" in given and given - WITH_REPRODUCE:
-        other = min(given - WITH_REPRODUCE).replace("_", "-")
+    allowed = WITH_REPRODUCE | ({"process_index", "process_count"} if "coordinator" in given else set())
+    if "reproduce" in given and given - allowed:
+        other = min(given - allowed).replace("_", "-")
         raise UserError(f"--reproduce takes everything from the picture; leave out --{other}")
     if "size" in given and given & {"height", "width"}:
         raise UserError("give either --size or --height and --width")
@@ -223,6 +232,15 @@ def _check_together(values: argparse.Namespace, given: set[str]) -> None:
         raise UserError(f"--process-index {index} must be below --process-count {count}")
     if "no_cache" in given and "cache_dir" in given:
         raise UserError("give either --cache-dir or --no-cache")
+    shares = {"process_index", "process_count"}
+    if "coordinator" in given and (
+        not shares <= given or not values.coordinator.rpartition(":")[2].isdigit()
+    ):
+        raise UserError("--coordinator HOST:PORT takes --process-index and --process-count beside it")
+    if "distributed" in given and "coordinator" not in given and shares & given:
+        raise UserError("--distributed detects its processes; leave out --process-index and --process-count")
+    if given & {"distributed", "coordinator"} and "mesh" not in given:
+        raise UserError("processes that draw together share a mesh; give --mesh, such as data=16")
 
 
 def _existing_directory(path: Path | None) -> Path | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -26,6 +25,7 @@ from PIL import Image
 from ultrapixel_jax import __version__
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import fingerprint
 from ultrapixel_jax.sampling.picture import KEY, Picture
 from ultrapixel_jax.sampling.requests import MAX_SEED, Request, check_prompt
 from ultrapixel_jax.sizes import LR_SIDE, check_size
@@ -75,7 +75,7 @@ def config_identity(config: CascadeConfig) -> str:
     """Short hash of every size and choice in `config`, but for the sampling, which requests carry."""
     values = to_dict(config)
     del values["sampling_c"], values["sampling_b"]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return fingerprint(values)
 
 
 def describe(request: Request, run: Run, latents: str | None = None) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, UInt8
 
 from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
 from ultrapixel_jax.checkpoints.weights import Weights, load_weights
@@ -28,7 +27,7 @@ from ultrapixel_jax.sampling.stages.pixels import PreviewDecoder, TiledDecoder
 from ultrapixel_jax.sampling.stages.stage_b import StageBSampler
 from ultrapixel_jax.sampling.stages.stage_c import StageCLatents, TwoBranchSampler
 from ultrapixel_jax.sampling.stages.text import TextEncoder
-from ultrapixel_jax.sharding import batch_multiple
+from ultrapixel_jax.sharding import batch_multiple, fetch
 from ultrapixel_jax.sizes import LR_SIDE, Bucket
 
 Progress = Callable[[str, int, int, Estimate], None]
@@ -280,13 +279,6 @@ class Cascade:
     def _cropped(self, image: UInt8[np.ndarray, "h w 3"], request: Request) -> UInt8[np.ndarray, "h2 w2 3"]:
         """A bucket holds sizes that differ by less than 8 pixels; each gets its own crop."""
         return image if self.preview else image[: request.height, : request.width]
-
-
-def fetch(x: Any) -> Shaped[np.ndarray, "..."]:
-    """An array on the host; where processes share it, all of it in each of them."""
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)
 
 
 def _stacked(latents: Sequence[Mapping[str, np.ndarray]] | None, batch_size: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from ultrapixel_jax.config import StageAConfig
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sharding import by_batch, fetch
 
 BYTES_PER_LATENT = {"float32": 32_000, "bfloat16": 30_000}
 """Memory of the released decoder per latent pixel of the window, weights apart.
@@ -77,9 +78,12 @@ def decode_tiled(
 ) -> Float[np.ndarray, "b H W 3"] | UInt8[np.ndarray, "b H W 3"]:
     """`decode(latent)` computed tile by tile and put together on the host.
 
+    On a mesh the images of a batch are decoded each on its own devices, and only finished tiles leave them.
+    Where processes share the mesh, each of them gets all of the pixels.
+
     Args:
         decode: the decoder, compiled (`jax.jit`), so that all windows share one program.
-        latent: on the device.
+        latent: on the device or on a mesh.
         tile: side of a tile in latent pixels. A side of the latent no longer than `tile + 2·halo` is
             decoded whole.
         halo: latent pixels that an output pixel depends on in each direction, `halo_for(config)`.
@@ -95,13 +99,14 @@ def decode_tiled(
     rows = list(places(h, tile, halo, -(-height // scale)))
     columns = list(places(w, tile, halo, -(-width // scale)))
 
+    latent = by_batch(latent)  # rows that devices divide are gathered once, not for every window
     out = np.empty((b, height, width, 3), np.uint8 if as_uint8 else np.float32)
     for window_y, core_y, (side_y, kept_y) in rows:
         for window_x, core_x, (side_x, kept_x) in columns:
             start = np.asarray([window_y, window_x], np.int32)
             offset = np.asarray([(core_y - window_y) * scale, (core_x - window_x) * scale], np.int32)
             image = decode(cut(latent, start, (side_y, side_x)))
-            core = np.asarray(finish(image, offset, (kept_y * scale, kept_x * scale), as_uint8))
+            core = fetch(finish(image, offset, (kept_y * scale, kept_x * scale), as_uint8))
             y, x = core_y * scale, core_x * scale
             target = out[:, y : y + kept_y * scale, x : x + kept_x * scale]  # numpy clips at the crop
             target[...] = core[:, : target.shape[1], : target.shape[2]]

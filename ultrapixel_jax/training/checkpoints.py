@@ -23,11 +23,11 @@ from ultrapixel_jax.checkpoints.checksum import checksum
 from ultrapixel_jax.checkpoints.runs import CHECKPOINTS, CONFIG, check_sum, config_to_json, one_error
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import is_full
 from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, differences
 from ultrapixel_jax.training.state import TrainState
 
 orbax_log.quiet()
-FULL = ("No space left", "Disk quota exceeded", "File too large", "RESOURCE_EXHAUSTED", "ENOSPC")
 
 
 class RunCheckpoints:
@@ -181,7 +181,7 @@ def disk_errors(directory: str) -> Iterator[None]:
     except Exception as error:
         # A failed asynchronous save comes back as whatever its thread raised.
         text = " ".join(str(error).split())
-        if any(words in text for words in FULL):
+        if is_full(error):
             raise UserError(
                 f"no space left to save in {directory}; free some and run the same command again: the "
                 "checkpoints before are whole"

@@ -279,8 +279,12 @@ class MachinesConfig:
     """Number of processes, where it is not detected."""
     silence: int = 100
     """Seconds without a sign of life after which a process counts as lost, and the others stop."""
+    patience: int = 300
+    """Seconds to wait for all processes at the start; then those that came end."""
 
     def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise UserError(f"machines.patience {self.patience} must be 1 or more")
         if self.silence < 1:
             raise UserError(f"machines.silence {self.silence} must be 1 or more")
         given = (bool(self.coordinator), self.process_id >= 0, self.process_count > 0)

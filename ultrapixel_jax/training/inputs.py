@@ -68,9 +68,11 @@ class Inputs:
                 )
         if self._tokenizer is not None:
             arrays["ids"], arrays["mask"] = self._tokenizer(batch["caption"])
-        return {
-            name: global_array(x, self._rows, self._batch_size, self._sharding) for name, x in arrays.items()
-        }
+        return {name: self.place(x) for name, x in arrays.items()}
+
+    def place(self, x: Shaped[np.ndarray, "n ..."]) -> Array:
+        """The array of a whole batch, of the rows that the loader gave this process."""
+        return global_array(x, self._rows, self._batch_size, self._sharding)
 
 
 def rows_of_processes(mesh: Mesh, batch_size: int, parts: int = 1) -> dict[int, Int[np.ndarray, " n"]]:

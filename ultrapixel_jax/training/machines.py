@@ -10,6 +10,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from ultrapixel_jax import processes
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sharding import make_mesh, nearest, written
 from ultrapixel_jax.training.config import MachinesConfig, MeshConfig
@@ -21,21 +22,11 @@ def join(config: MachinesConfig) -> None:
     Raises:
         UserError: nothing was detected, or the others were not reached.
     """
-    if not (config.distributed or config.coordinator):
-        return
-    try:
-        given = bool(config.coordinator)
-        jax.distributed.initialize(
-            config.coordinator if given else None,
-            config.process_count if given else None,
-            config.process_id if given else None,
-            heartbeat_timeout_seconds=config.silence,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the other processes were not reached ({' '.join(str(error).split()):.200}); give "
-            "--machines.coordinator HOST:PORT, --machines.process-id and --machines.process-count"
-        ) from error
+    if config.distributed or config.coordinator:
+        processes.join(
+            config.coordinator, config.process_id, config.process_count,
+            silence=config.silence, patience=config.patience,
+        )  # fmt: skip
 
 
 def mesh_of(config: MeshConfig) -> Mesh:
@@ -45,6 +36,13 @@ def mesh_of(config: MeshConfig) -> Mesh:
         UserError: it does not fit them.
     """
     devices = len(jax.devices())
+    owners = [device.process_index for device in jax.devices()]
+    counts = sorted({owners.count(process) for process in owners})
+    if len(counts) > 1:  # which Orbax's checkpoints do not take
+        raise UserError(
+            f"some processes have {counts[0]} devices and others {counts[-1]}; start processes of as many "
+            "devices each, such as one for each GPU"
+        )
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor, "rows": config.rows}
     if config.data == -1:
         others = (config.fsdp, config.tensor, config.rows)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, UInt8
 
 from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
@@ -26,10 +27,10 @@ from ultrapixel_jax.models.previewer import Previewer
 from ultrapixel_jax.models.scan import unstack
 from ultrapixel_jax.models.stage_a import StageA
 from ultrapixel_jax.report import Report
-from ultrapixel_jax.sampling.pipeline import Cascade, fetch
-from ultrapixel_jax.sampling.requests import Request
-from ultrapixel_jax.sampling.tiling import to_uint8
-from ultrapixel_jax.sharding import batch_multiple
+from ultrapixel_jax.sampling.pipeline import Cascade
+from ultrapixel_jax.sampling.requests import DECODE_BYTES, Request
+from ultrapixel_jax.sampling.tiling import decode_tiled, halo_for, tile_for_budget, to_uint8
+from ultrapixel_jax.sharding import batch_multiple, batch_sharding, fetch
 from ultrapixel_jax.sizes import (
     STAGE_C_FACTOR,
     Bucket,
@@ -44,17 +45,19 @@ from ultrapixel_jax.training.state import TrainState
 from ultrapixel_jax.training.tasks.base import SCANNABLE, Task
 
 Pictures = Callable[[TrainState, Mapping[str, Any], Mapping[str, Any]], UInt8[np.ndarray, "n h w 3"]]
-"""(state, frozen variables, a batch of the loader) to pictures."""
+"""(state, frozen variables, a batch of the loader) to pictures, the same in every process."""
+Place = Callable[[np.ndarray], jax.Array]
+"""The global array of a batch, of the rows that this process has read (`Inputs.place`)."""
 SAMPLES = "samples"
 SHOWN = 8
 """Most images of a batch that are shown beside their reconstruction."""
 
 
-def make_pictures(task: Task, sources: Sources, mesh: Mesh) -> Pictures:
+def make_pictures(task: Task, sources: Sources, mesh: Mesh, place: Place) -> Pictures:
     """The function that draws what `task` can show.
 
     Stage C's tasks draw the configured prompts; the others show images of a batch above what they make
-    of them.
+    of them. All processes have to call it, as they all hold parts of the networks.
 
     Raises:
         UserError: a network is missing that it takes to decode, or the task has nothing to show.
@@ -63,11 +66,11 @@ def make_pictures(task: Task, sources: Sources, mesh: Mesh) -> Pictures:
     if kind is cfg.TextTask:
         raise UserError("pictures.every is set, but the text encoder alone draws nothing; leave it at 0")
     if kind is cfg.StageATask:
-        return _stage_a(task)
+        return _stage_a(task, mesh, place)
     if kind is cfg.PreviewerTask:
-        return _previewer(task)
+        return _previewer(task, mesh, place)
     if kind is cfg.StageBTask:
-        return _Decoding(task, sources, mesh)
+        return _Decoding(task, sources, mesh, place)
     return _Sampling(task, sources, mesh)
 
 
@@ -81,9 +84,8 @@ def trained_variables(task: Task, state: TrainState) -> dict[str, Any]:
 def unstacked(task: Task, variables: Mapping[str, Any]) -> dict[str, Any]:
     """`variables` by component without stacked blocks."""
     config = task.config
-    stacked = config.scanned and type(config.task) is not cfg.LoraTask
     return {
-        name: unstack(v, getattr(config.model, name)) if stacked and name in SCANNABLE else dict(v)
+        name: unstack(v, getattr(config.model, name)) if config.scanned and name in SCANNABLE else dict(v)
         for name, v in variables.items()
     }
 
@@ -161,67 +163,103 @@ class _Sampling(_Drawing):
 class _Decoding(_Drawing):
     """Images of a batch, encoded to stage C's latent and decoded by stages B and A."""
 
-    def __init__(self, task: Task, sources: Sources, mesh: Mesh) -> None:
+    def __init__(self, task: Task, sources: Sources, mesh: Mesh, place: Place) -> None:
         super().__init__(task, sources, mesh, ["clip_text", "stage_b", "stage_a"])
+        self._place = place
         encoder = EffnetEncoder(task.config.model.effnet_encoder)
-        self._encode = jax.jit(encoder.apply)
+
+        @jax.jit
+        def encode(variables: Any, images: Array) -> Any:
+            # Stage C's latent has 42.67 pixels a side, the encoder 32: it sees a smaller image.
+            n, height, width, _ = images.shape
+            sides = tuple(32 * round(side / STAGE_C_FACTOR) for side in (height, width))
+            return encoder.apply(variables, jax.image.resize(images, (n, *sides, 3), "linear"))
+
+        self._encode = encode
 
     def __call__(
         self, state: TrainState, frozen: Mapping[str, Any], batch: Mapping[str, Any]
     ) -> UInt8[np.ndarray, "n h w 3"]:
         cascade = self._ready(state, frozen)
-        known = {**frozen, **trained_variables(self._task, state)}
-        images = _shown(batch, batch_multiple(self._mesh))
+        images, captions = shown(batch, self._place), shown_captions(batch, self._place)
         n, height, width, _ = images.shape
         hr, pixels = stage_c_latent(height, width), padded_pixels(height, width)
         bucket = Bucket(hr, hr, stage_b_latent(height, width), pixels)  # of any size, crops too
-        # Stage C's latent has 42.67 pixels a side, the encoder 32: it sees a smaller image.
-        sides = tuple(32 * round(side / STAGE_C_FACTOR) for side in (height, width))
-        small = jax.image.resize(images.astype(np.float32) / 255, (n, *sides, 3), "linear")
-        latent = fetch(self._encode(known["effnet_encoder"], small))
-        captions = batch["caption"][:n]
+        encoder = {**frozen, **trained_variables(self._task, state)}["effnet_encoder"]
+        latent = fetch(self._encode(encoder, spread(images, self._mesh)))
         settings = DiffusionConfig(steps=10, cfg=1.1)
+        filled = [*captions, *[captions[-1]] * (len(latent) - n)]
         requests = [
-            Request(c, "", i, height, width, stage_c=settings, stage_b=settings)
-            for i, c in enumerate(captions)
+            Request(c, "", i, height, width, stage_c=settings, stage_b=settings) for i, c in enumerate(filled)
         ]
-        made = cascade.decode(requests, bucket, latent)[:, :height, :width]
+        made = cascade.decode(requests, bucket, latent)[:n, :height, :width]
         cascade.drop_variables()
         return np.concatenate([images, made])
 
 
-def _stage_a(task: Task) -> Pictures:
-    module = StageA(task.config.model.stage_a)
-    run = jax.jit(lambda v, x: module.apply(v, module.apply(v, x, method="encode"), method="decode"))
+def _stage_a(task: Task, mesh: Mesh, place: Place) -> Pictures:
+    config = task.config.model.stage_a
+    module = StageA(config)
+    encode = jax.jit(lambda v, x: module.apply(v, x, method="encode"))
+    decode = jax.jit(lambda v, z: module.apply(v, z, method="decode"))
 
     def draw(state: TrainState, frozen: Any, batch: Mapping[str, Any]) -> np.ndarray:
         del frozen
-        images = _shown(batch, 1)
-        made = run(trained_variables(task, state)["stage_a"], images.astype(np.float32) / 255)
-        return np.concatenate([images, np.asarray(to_uint8(jnp.asarray(fetch(made))))])
+        images, variables = shown(batch, place), trained_variables(task, state)["stage_a"]
+        n, height, width, _ = images.shape
+        latent = encode(variables, spread(images, mesh))
+        tile = tile_for_budget(DECODE_BYTES, config, jnp.float32, len(latent))
+        made = decode_tiled(
+            lambda z: decode(variables, z), latent, tile, halo_for(config), size=(height, width),
+            as_uint8=True,
+        )  # fmt: skip
+        return np.concatenate([images, made[:n]])
 
     return draw
 
 
-def _previewer(task: Task) -> Pictures:
+def _previewer(task: Task, mesh: Mesh, place: Place) -> Pictures:
     encoder, module = EffnetEncoder(task.config.model.effnet_encoder), Previewer(task.config.model.previewer)
     run = jax.jit(lambda v, e, x: module.apply(v, encoder.apply(e, x.astype(task.dtype))))
 
     def draw(state: TrainState, frozen: Any, batch: Mapping[str, Any]) -> np.ndarray:
-        images = _shown(batch, 1).astype(np.float32) / 255
-        variables = trained_variables(task, state)["previewer"]
-        made = fetch(run(variables, frozen["effnet_encoder"], images))
-        small = jax.image.resize(images, made.shape, "linear")
-        return np.asarray(to_uint8(jnp.concatenate([small, made.astype(jnp.float32)])))
+        images = shown(batch, place)
+        networks = {**frozen, **trained_variables(task, state)}
+        made = fetch(run(networks["previewer"], networks["effnet_encoder"], spread(images, mesh)))
+        made = made[: len(images)].astype(np.float32)
+        small = jax.image.resize(images.astype(np.float32) / 255, made.shape, "linear")
+        return np.asarray(to_uint8(jnp.concatenate([small, made])))
 
     return draw
 
 
-def _shown(batch: Mapping[str, Any], multiple: int) -> UInt8[np.ndarray, "n h w 3"]:
-    """The first images of a batch, a number that divides over the mesh."""
-    images = batch["image"]
-    n = max(min(SHOWN, len(images)) // multiple, 1) * multiple
-    return images[:n]
+def shown(batch: Mapping[str, Any], place: Place) -> UInt8[np.ndarray, "n h w 3"]:
+    """The first images of the whole batch, in every process, whichever rows each of them has read."""
+    return _first_rows(place(np.asarray(batch["image"])))
+
+
+def shown_captions(batch: Mapping[str, Any], place: Place) -> list[str]:
+    """Their captions."""
+    encoded = [caption.encode() for caption in batch["caption"]]
+    longest = np.max(multihost_utils.process_allgather(np.asarray(max(map(len, encoded)))))
+    rows = np.zeros((len(encoded), int(longest) + 1), np.uint8)
+    for row, caption in zip(rows, encoded, strict=True):
+        row[: len(caption)] = np.frombuffer(caption, np.uint8)
+    return [row.tobytes().rstrip(b"\0").decode() for row in _first_rows(place(rows))]
+
+
+def _first_rows(x: Array) -> np.ndarray:
+    sharding: Any = x.sharding
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    return np.asarray(jax.jit(lambda x: x[:SHOWN], out_shardings=whole)(x))
+
+
+def spread(images: UInt8[np.ndarray, "n h w 3"], mesh: Mesh) -> Float[Array, "n2 h w 3"]:
+    """Images that every process has, in [0, 1], divided over `mesh`; the last one fills up the batch."""
+    multiple = batch_multiple(mesh)
+    count = -(-len(images) // multiple) * multiple
+    filled = images[np.minimum(np.arange(count), len(images) - 1)].astype(np.float32) / 255
+    return jax.make_array_from_callback(filled.shape, batch_sharding(mesh), lambda index: filled[index])
 
 
 def save_pictures(log: Log, directory: epath.Path, step: int, pictures: UInt8[np.ndarray, "n h w 3"]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Array
 
 from ultrapixel_jax import flops
-from ultrapixel_jax.models import lora, scan
+from ultrapixel_jax.models import lora
 from ultrapixel_jax.training.config import LoraTask
 from ultrapixel_jax.training.tasks.base import Batch, Losses, Shapes, Task, Variables, batch_size, latent_size
 from ultrapixel_jax.training.tasks.guidance import encoders
@@ -32,10 +32,6 @@ class TrainLora(Task):
         """Stage C, and the encoders where latents are not cached."""
         return ("stage_c", *encoders(self))
 
-    def arrange(self, name: str, variables: Variables) -> dict[str, Any]:
-        """Stage C stays unrolled, since changes are added to its layers by name."""
-        return dict(variables)
-
     def initial(self, name: str, key: Array) -> dict[str, Any]:
         """Fresh changes, without text tokens."""
         variables = lora.init(key, self.config.model.lora)
@@ -55,11 +51,11 @@ class TrainLora(Task):
         frozen: Mapping[str, Variables],
         batch: Batch,
     ) -> Losses:
-        """The ε loss of stage C with the changes added."""
+        """The ε loss of stage C with the changes beside its weights."""
         del collections
         task = self.config.task
         assert isinstance(task, LoraTask)
-        merged = lora.merge(frozen["stage_c"], {"params": params["lora"]})
-        if self.config.scanned:
-            merged = scan.stack(merged, self.config.model.stage_c)
-        return denoising_loss(self.config, task.diffusion, merged, frozen, batch, task.frozen_dropout)
+        config = self.config
+        changes = lora.branches({"params": params["lora"]}, config.model.stage_c, scanned=config.scanned)
+        changed = {**frozen["stage_c"], "lora": changes}
+        return denoising_loss(config, task.diffusion, changed, frozen, batch, task.frozen_dropout)
