@@ -40,7 +40,6 @@ def train(config: TrainConfig) -> int:
     mesh = machines.mesh_of(config.mesh)
 
     from ultrapixel_jax.checkpoints.sources import Sources
-    from ultrapixel_jax.compilation.options import options_to_initialise
     from ultrapixel_jax.data.loader import Loader
     from ultrapixel_jax.report import matmul_rate
     from ultrapixel_jax.training import state as states
@@ -72,18 +71,14 @@ def train(config: TrainConfig) -> int:
         checkpoints = RunCheckpoints(config.output, config.checkpoints)
         checkpoints.check(config)
         optimizer = make_optimizer(config.optimizer, config.steps)
-        create = states.creator(task, optimizer)
-        given = states.given(task, sources)
-        abstract = jax.eval_shape(create, given)
+        abstract = jax.eval_shape(states.creator(task, optimizer), {})
         shardings = states.state_shardings(abstract, optimizer, mesh)
         if checkpoints.latest is None:
-            options = options_to_initialise(abstract.params)
-            state, position = jax.jit(create, out_shardings=shardings, compiler_options=options)(given), {}
+            state, position = states.fresh(task, optimizer, sources, mesh, shardings), {}
         else:
             state, position = checkpoints.restore(states.place(abstract, shardings))
             loader.restore(position)
         checkpoints.describe(config)
-        del given
         frozen = states.frozen(task, sources, mesh)
 
         # ── Step, compiled once per bucket ─────────────────────────────────────────────────────────────

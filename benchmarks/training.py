@@ -69,66 +69,27 @@ def measure(name: str, steps: int, mesh_sizes: dict[str, int] | None, compile_on
     import jax.numpy as jnp
     import numpy as np
 
+    from benchmarks import programs
     from ultrapixel_jax import report
     from ultrapixel_jax.config import load_config
-    from ultrapixel_jax.models import components
-    from ultrapixel_jax.sharding import batch_sharding, make_mesh
-    from ultrapixel_jax.training import state as states
+    from ultrapixel_jax.sharding import make_mesh
     from ultrapixel_jax.training.config import TrainConfig
-    from ultrapixel_jax.training.optimizer import make_optimizer
-    from ultrapixel_jax.training.step import make_step
-    from ultrapixel_jax.training.tasks import make_task
 
     case = CONFIGURATIONS[name]
     config = load_config(case.preset, TrainConfig)
-    config = dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, cached=True, batch_size=case.batch),
-        optimizer=dataclasses.replace(config.optimizer, accumulate=1),
-    )
-    task, optimizer = make_task(config), make_optimizer(config.optimizer, config.steps)
     mesh = make_mesh(mesh_sizes or {"data": 1}, None if mesh_sizes else jax.devices()[:1])
-    c, b = config.model.stage_c, case.batch
-    tokens = config.model.clip_text.positions
-    shapes: dict[str, Any] = {
-        "latent": ((b, *case.hr, c.c_latent), jnp.bfloat16),
-        "image_vector": ((b, c.c_clip_img), jnp.bfloat16),
-    }
-    if "guidance" in task.trained:
-        shapes["latent_lr"] = ((b, *case.lr, c.c_latent), jnp.bfloat16)
-    if "clip_text" in task.trained:
-        shapes |= {"ids": ((b, tokens), jnp.int32), "mask": ((b, tokens), jnp.int32)}
-    else:
-        shapes["text_states"] = ((b, tokens, c.c_clip_text), jnp.bfloat16)
-        shapes["text_pooled"] = ((b, c.c_clip_text_pooled), jnp.bfloat16)
+    of = programs.training(config, case.hr, case.lr, case.batch, mesh)
 
-    def weights(key: jax.Array) -> dict[str, Any]:
-        """The frozen networks, as a run holds them."""
-        fresh = {
-            part: components.initialise(part, getattr(config.model, part), key, task.dtype)
-            for part in task.frozen
-        }
-        return {part: task.arrange(part, variables) for part, variables in fresh.items()}
+    def places(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.sharding, tree)
 
     with jax.set_mesh(mesh):
-        create = states.creator(task, optimizer)
-        state = jax.eval_shape(lambda: create({}))
-        state_at = states.state_shardings(state, optimizer, mesh)
-        frozen = jax.eval_shape(weights, jax.random.key(0))
-        frozen_at = {part: states.variables_shardings(v, mesh) for part, v in frozen.items()}
-        batch_at = batch_sharding(mesh)
-
-        def placed(tree: Any, at: Any) -> Any:
-            return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, at)
-
-        batch = {k: jax.ShapeDtypeStruct(*v, sharding=batch_at) for k, v in shapes.items()}
         began = time.perf_counter()
-        step = jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(state_at, None))
-        run = step.lower(placed(state, state_at), placed(frozen, frozen_at), batch).compile()
+        run = of.step.lower(of.state, of.frozen, of.batch).compile()
         compiled = time.perf_counter() - began
         memory: Any = run.memory_analysis()
         row = {
-            "name": name, "latent": f"{case.hr[0]}x{case.hr[1]}", "batch": b, "dtype": config.dtype,
+            "name": name, "latent": f"{case.hr[0]}x{case.hr[1]}", "batch": case.batch, "dtype": config.dtype,
             "device": jax.devices()[0].device_kind, "devices": mesh.size, "jax": jax.__version__,
             "mesh": {axis: n for axis, n in mesh.shape.items() if n > 1}, "compile_s": compiled,
             "arguments_gb": memory.argument_size_in_bytes / 1e9,
@@ -136,14 +97,14 @@ def measure(name: str, steps: int, mesh_sizes: dict[str, int] | None, compile_on
         }  # fmt: skip
         if compile_only:
             return row
-        now = jax.jit(lambda: create({}), out_shardings=state_at)()
-        held = jax.jit(weights, out_shardings=frozen_at)(jax.random.key(0))
+        now = jax.jit(of.create, out_shardings=places(of.state))()
+        held = jax.jit(of.weights, out_shardings=places(of.frozen))(jax.random.key(0))
         random = np.random.default_rng(0)
         values = {
             k: np.ones(shape, dtype) if dtype == jnp.int32 else random.standard_normal(shape).astype(dtype)
-            for k, (shape, dtype) in shapes.items()
+            for k, (shape, dtype) in of.shapes.items()
         }
-        data = jax.device_put(values, batch_at)
+        data = jax.device_put(values, places(of.batch))
         rate = report.matmul_rate(config.dtype, mesh.size)
         times = []
         for _ in range(steps + 1):
@@ -152,9 +113,9 @@ def measure(name: str, steps: int, mesh_sizes: dict[str, int] | None, compile_on
             jax.block_until_ready(metrics)
             times.append(time.perf_counter() - began)
         seconds = float(np.median(times[1:]))
-        operations = task.flops({k: v[0] for k, v in shapes.items()})
+        operations = of.task.flops({k: v[0] for k, v in of.shapes.items()})
         return row | {
-            "step_s": seconds, "images_per_s": b / seconds, "tflops": operations / seconds / 1e12,
+            "step_s": seconds, "images_per_s": case.batch / seconds, "tflops": operations / seconds / 1e12,
             "utilisation": operations / seconds / rate, "matmul_tflops": rate / 1e12,
             "peak_gb": (report.peak_bytes() or 0) / 1e9,
         }  # fmt: skip

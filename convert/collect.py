@@ -11,11 +11,11 @@ import numpy as np
 
 from convert.tokenizer import add_tokenizer
 from ultrapixel_jax.checkpoints.directory import CheckpointWriter
-from ultrapixel_jax.checkpoints.manifest import ComponentInfo
-from ultrapixel_jax.checkpoints.sources import Sources
+from ultrapixel_jax.checkpoints.sources import RANDOM, Form, Sources
 from ultrapixel_jax.checkpoints.weights import FLOAT32_ALWAYS
 from ultrapixel_jax.config import to_dict
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models import components
 
 
 def collect(
@@ -42,7 +42,7 @@ def collect(
         UserError: a directory is neither, a component is missing, or `output` cannot be written.
     """
     sources = Sources(directories)
-    real = {name: entry for name, entry in sources.entries.items() if entry.origin != "random numbers"}
+    real = {name: entry for name, entry in sources.entries.items() if entry.origin != RANDOM}
     for name in only:
         if name not in real:
             raise UserError(f"the sources have no component {name!r}; they have {', '.join(real)}")
@@ -51,13 +51,12 @@ def collect(
         for name in only or list(real):
             entry = real[name]
             kept = name in FLOAT32_ALWAYS or dtype is None
-            variables = entry.load(None if kept else jnp.dtype(dtype), None)
-            variables = jax.tree.map(np.asarray, variables)
+            variables = jax.tree.map(np.asarray, entry.load(Form(None if kept else jnp.dtype(dtype))))
             if mantissa_bits is not None and name not in FLOAT32_ALWAYS:
                 variables = jax.tree.map(lambda x: rounded(x, mantissa_bits), variables)
-            info = ComponentInfo(config=to_dict(entry.config), source=Path(entry.origin).name)
-            writer.add(name, variables, info)
-            print(f"{name} from {entry.origin}")
+            writer.add(name, variables, entry.info)
+            unknown = "" if components.kind_of(name) else ", which no network here is made of"
+            print(f"{name} from {entry.origin}{unknown}")
         add_tokenizer(writer, sources.tokenizer)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -88,16 +87,19 @@ Read = Callable[[str], Mapping[str, Any]]
 
 
 def _of_checkpoint(directory: Path) -> tuple[Read, Mapping[str, ComponentInfo]]:
-    cpu = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     infos = read_manifest(directory).components
-    return lambda name: restore(directory, name, shardings=cpu), infos
+    return lambda name: restore(directory, name, shardings=_host()), infos
 
 
 def _of_run(directory: Path) -> tuple[Read, Mapping[str, ComponentInfo]]:
-    run = RunWeights.open(directory)
-    variables = run.restore()
-    infos = {name: ComponentInfo(config=to_dict(getattr(run.config.model, name))) for name in variables}
-    return variables.__getitem__, infos
+    run, host = RunWeights.open(directory), _host()
+    model = run.manifest.model
+    infos = {name: ComponentInfo(config=to_dict(getattr(model, name))) for name in run.manifest.stacked}
+    return lambda name: run.restore(name, place=lambda path, struct: host), infos
+
+
+def _host() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
 
 
 def released_format(component: str, config: Any) -> Format:
@@ -119,7 +121,9 @@ def released_shapes(fmt: Format, config: Any, first: int = FULL_MODEL_FIRST) -> 
 
 def export_component(variables: Mapping[str, Any], name: str, info: ComponentInfo, path: Path) -> None:
     """Write the variables of one component to the new file `path`."""
-    component = re.sub(r"^controlnet_.*", "controlnet", name)
+    component = components.kind_of(name)
+    if component is None:
+        raise UserError(f"component {name} has no released layout; leave it out with --component")
     config = from_dict(CONFIGS[component], info.config)
     fmt = released_format(component, config)
     flat = flatten(variables)

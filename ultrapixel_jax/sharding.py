@@ -20,6 +20,7 @@ from jaxtyping import Array, Shaped
 
 from ultrapixel_jax.config import MESH_AXES
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.target import platform
 
 P = PartitionSpec
 
@@ -191,7 +192,7 @@ def by_rows(
         )  # fmt: skip
         # The gradient of what every device gets whole is a sum over devices. XLA aborts on CPUs where that
         # is in bfloat16 ("Invalid binary instruction opcode copy").
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = platform() == "cpu"
         wide = [on_cpu and x.dtype == jnp.bfloat16 and what == "whole" for x, what in zip(arrays, takes)]
         return own(*(x.astype(jnp.float32) if w else x for x, w in zip(arrays, wide, strict=True)))
 

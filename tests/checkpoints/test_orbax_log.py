@@ -1,11 +1,14 @@
 import asyncio
 import gc
+import sys
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ultrapixel_jax.checkpoints import directory  # noqa: F401 - silences it
+from ultrapixel_jax.checkpoints.orbax_log import ignore_tasks_left_behind
 
 
 def fails_in(file: str) -> Callable[[], Awaitable[None]]:
@@ -49,3 +52,15 @@ def test_nor_is_one_of_its_storage_library(caplog: pytest.LogCaptureFixture) -> 
     assert caplog.text == ""
     forgotten("/home/someone/own")
     assert "never retrieved" in caplog.text
+
+
+def test_one_hook_however_often_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: said.append(str(what.exc_value)))
+    ignore_tasks_left_behind()
+    hook = sys.unraisablehook
+    ignore_tasks_left_behind()
+    assert sys.unraisablehook is hook
+    for text in ("Event loop is closed", "another"):
+        hook(SimpleNamespace(exc_value=RuntimeError(text)))  # pyright: ignore[reportArgumentType]
+    assert said == ["another"]

@@ -1,6 +1,8 @@
 """What a run has trained leaves it: to the released layout, to a checkpoint, to another run."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,24 @@ import numpy as np
 import pytest
 
 import convert.__main__ as convert
+from configs.tiny import config as tiny
 from tests.training.steps import config_of, with_
-from ultrapixel_jax.checkpoints.directory import restore
-from ultrapixel_jax.checkpoints.runs import RunWeights
+from ultrapixel_jax.checkpoints.checksum import checksum
+from ultrapixel_jax.checkpoints.directory import CheckpointWriter, ComponentInfo, read_manifest, restore
+from ultrapixel_jax.checkpoints.runs import CHECKPOINTS, CONFIG, RUN_MANIFEST, RunWeights
 from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.config import DiffusionConfig
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.checkpoints import RunCheckpoints
-from ultrapixel_jax.training.config import GuidanceTask, OptimizerConfig, StageCTask
+from ultrapixel_jax.training.config import (
+    GuidanceTask,
+    LoraTask,
+    OptimizerConfig,
+    StageBTask,
+    StageCTask,
+    TextTask,
+)
 from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.tasks import make_task
 
@@ -114,8 +126,8 @@ def test_a_checkpoint_of_runs_is_sampled_as_they_are(tmp_path: Path) -> None:
 
 def test_average_or_parameters(guidance) -> None:
     weights = RunWeights.open(guidance[0])
-    equal(weights.restore()["guidance"]["params"], guidance[1]["guidance"])
-    plain = weights.restore(ema=False)["guidance"]["params"]
+    equal(weights.restore("guidance")["params"], guidance[1]["guidance"])
+    plain = weights.restore("guidance", ema=False)["params"]
     first = jax.tree.leaves(plain)[0]
     assert (np.asarray(first) != np.asarray(jax.tree.leaves(guidance[1])[0])).any()
 
@@ -132,3 +144,76 @@ def test_what_a_run_brings_along_replaces_nothing_that_a_source_itself_has(tmp_p
     expected = {"clip_text": "older", "stage_c": "newer", "guidance": "brings"}
     assert origins(newer, brings) == origins(brings, newer) == expected
     assert origins(newer, older)["stage_c"] == "older"  # of two that have it themselves, the later one
+
+
+def rewritten(run: Path, **changes: Any) -> None:
+    """As the same command with other settings leaves its configuration."""
+    values = json.loads((run / CONFIG).read_text())
+    (run / CONFIG).write_text(json.dumps({**values, **changes}))
+
+
+def test_a_run_that_is_moved_is_the_same(guidance, tmp_path: Path) -> None:
+    before = Sources([guidance[0]]).identity
+    moved = tmp_path / "elsewhere" / "moved"
+    shutil.copytree(guidance[0], moved)
+    rewritten(moved, output=str(moved), mesh={"data": 4}, log={"every": 1}, pictures={"every": 5}, steps=9)
+    assert Sources([moved]).identity == before
+    (moved / RUN_MANIFEST).unlink()  # as one that was made before there were any
+    assert Sources([moved]).identity == before
+    assert Sources([moved], ema=False).identity != before
+    position = moved / CHECKPOINTS / "3" / "data" / "metadata"
+    saved = json.loads(position.read_text())
+    saved["checksums"]["ema/guidance"] += 1
+    position.write_text(json.dumps(saved))
+    assert Sources([moved]).identity != before
+    with pytest.raises(UserError, match=r"not the numbers that were saved.*remove checkpoints/3"):
+        RunWeights.open(moved).restore("guidance")
+
+
+@pytest.mark.parametrize("task", [StageBTask(), StageBTask(train_encoder=False), LoraTask(), TextTask()])
+@pytest.mark.parametrize("scanned", [True, False])
+def test_the_configuration_says_what_the_manifest_says(task: Any, scanned: bool, tmp_path: Path) -> None:
+    config = config_of(task, output=str(tmp_path), scanned=scanned, sources=("a", "b"), random_frozen=scanned)
+    checkpoints = RunCheckpoints(config.output, config.checkpoints)
+    checkpoints.describe(config)
+    (tmp_path / CHECKPOINTS / "1" / "data").mkdir(parents=True)
+    (tmp_path / CHECKPOINTS / "1" / "data" / "metadata").write_text("{}")
+    new = RunWeights.open(tmp_path).manifest
+    assert new.model == config.model and new.sources == ("a", "b")
+    assert set(new.stacked) == set(make_task(config).trained)
+    (tmp_path / RUN_MANIFEST).unlink()
+    assert RunWeights.open(tmp_path).manifest == new
+    for text in ('{"task_type": "Other", "scanned": true}', "[]", "{", '{"task_type": "LoraTask"}'):
+        (tmp_path / CONFIG).write_text(text)
+        with pytest.raises(UserError, match=r"config\.json"):
+            RunWeights.open(tmp_path)
+
+
+def test_earlier_runs_have_checksums_of_what_all_networks_have_together(tmp_path: Path) -> None:
+    run, average = make_run(tmp_path / "run", StageCTask(train_text_encoder=True))
+    position = run / CHECKPOINTS / "3" / "data" / "metadata"
+    sums = {"ema": int(checksum(jax.tree.map(jax.numpy.asarray, average))), "collections": 0}
+    position.write_text(json.dumps({"checksums": sums}))
+    equal(RunWeights.open(run).restore("clip_text")["params"], average["clip_text"])
+    position.write_text(json.dumps({"checksums": {**sums, "ema": sums["ema"] ^ 1}}))
+    with pytest.raises(UserError, match="ema are not the numbers"):
+        RunWeights.open(run).restore("clip_text")
+
+
+def test_gathering_keeps_what_it_does_not_know(tmp_path: Path, capsys) -> None:
+    arrays = {"params": {"a": {"kernel": np.ones((2, 3), np.float32)}}}
+    aside = {"first": np.asarray(7)}
+    config = dataclasses.asdict(tiny.controlnet)
+    with CheckpointWriter(tmp_path / "released") as writer:
+        writer.add("controlnet_canny", arrays, ComponentInfo(config, layout="released", kept_aside=aside))
+        writer.add("of_later", arrays, ComponentInfo({"width": 3}))
+    sources = Sources([tmp_path / "released"], traced=True)
+    assert sources.entries["controlnet_canny"].config == tiny.controlnet
+    assert convert.main([str(tmp_path / "released"), str(tmp_path / "gathered")]) == 0
+    said = capsys.readouterr().out
+    assert "of_later from" in said and said.count("no network here") == 1
+    infos = read_manifest(tmp_path / "gathered").components
+    assert set(infos) == {"controlnet_canny", "of_later"}
+    assert infos["controlnet_canny"].layout == "released"
+    assert infos["controlnet_canny"].kept_aside["first"] == 7
+    equal(restore(tmp_path / "gathered", "of_later"), arrays)

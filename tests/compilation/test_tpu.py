@@ -1,12 +1,13 @@
 """The full-size sampler and training step lower for TPUs, without logits of all pairs of tokens."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractDevice, NamedSharding, PartitionSpec
 
 from configs.full import config as full
 from ultrapixel_jax.data.config import DataConfig
@@ -18,6 +19,7 @@ from ultrapixel_jax.models.attention import attention
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.stage_c import StageC
 from ultrapixel_jax.sharding import make_mesh
+from ultrapixel_jax.target import traced_for
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.config import GuidanceTask, TrainConfig
 from ultrapixel_jax.training.optimizer import make_optimizer
@@ -34,8 +36,9 @@ def spec(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 @pytest.fixture(autouse=True)
-def as_on_a_tpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+def for_a_tpu() -> Iterator[None]:
+    with traced_for("tpu"):
+        yield
 
 
 def lowered(function: Any, *args: Any) -> str:
@@ -75,10 +78,11 @@ def test_the_attention_kernel_on_a_mesh(sizes: dict[str, int]) -> None:
     def loss(q, k):
         return jnp.sum(attention(q, k, k).astype(jnp.float32))
 
-    mesh = make_mesh(sizes)
+    tpu = AbstractDevice("TPU v6 lite", 1, "tpu")
+    mesh = make_mesh(sizes).abstract_mesh.update(abstract_device=tpu)
     place = NamedSharding(mesh, PartitionSpec())
     q, k = (jax.ShapeDtypeStruct((2, n, 4, 64), BF16, sharding=place) for n in (9216, 9301))
-    with jax.set_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(mesh):
         text = lowered(jax.grad(loss), q, k)
     check(text)
     # Two of the four heads, half of the queries, one example.

@@ -34,12 +34,11 @@ def variables(name, cfg):
     return load_weights(None, cascade, dtype="float32", mesh=None, preview=False).variables[name]
 
 
-def stage_c_loss(scanned, variables, x, train=False):
+def stage_c_loss(scanned, variables, x):
     module = StageC(STAGE_C, scanned=scanned)
     inputs = (jnp.full((1, 5, 48), 0.3), jnp.full((1, 48), -0.2), jnp.full((1, 40), 0.1))
     conditioning = module.apply(variables, *inputs, method="condition")
-    rngs = {"dropout": jax.random.key(3)}
-    out = module.apply(variables, x, jnp.array([0.4]), conditioning, train=train, rngs=rngs)
+    out = module.apply(variables, x, jnp.array([0.4]), conditioning)
     return jnp.mean(jnp.sin(out.epsilon)) + sum(jnp.mean(f) for f in out.features.values())
 
 
@@ -74,22 +73,6 @@ def test_scanned_equals_unrolled(name, cfg, loss, shape):
     for a, b in zip(jax.tree.leaves(unstack(dv_s, cfg)), jax.tree.leaves(dict(dv)), strict=True):
         if np.abs(b).max() > 1e-6:
             assert relative_error(a, b) < 1e-3
-
-
-def test_dropout_differs_between_the_scanned_blocks():
-    v = stack(variables("stage_c", STAGE_C), STAGE_C)
-    x = jax.random.normal(jax.random.key(0), (1, 6, 7, 16))
-    levels = tuple(dataclasses.replace(lv, dropout=0.5) for lv in LEVELS)
-    dropped = dataclasses.replace(STAGE_C, levels=levels)
-    module = StageC(dropped, scanned=True)
-    inputs = (jnp.zeros((1, 5, 48)), jnp.zeros((1, 48)), jnp.zeros((1, 40)))
-    conditioning = module.apply(v, *inputs, method="condition")
-
-    def run(seed):
-        rngs = {"dropout": jax.random.key(seed)}
-        return module.apply(v, x, jnp.array([0.4]), conditioning, train=True, rngs=rngs).epsilon
-
-    assert not np.allclose(run(0), run(1))
 
 
 def test_temporaries_do_not_grow_with_the_number_of_blocks():

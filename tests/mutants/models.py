@@ -68,7 +68,20 @@ MUTANTS = (
         "joins = res == 0 and repeat == 0 and",
         ("tests/models/test_stage_b.py",),
     ),
-    Mutant("dropout: none", BLOCKS, "deterministic=not train", "deterministic=True", (TEST_SCAN,)),
+    Mutant(
+        "dropout: none",
+        BLOCKS,
+        "dropout(y, self.dropout, keys)",
+        "dropout(y, 0.0, keys)",
+        ("tests/models/test_dropout.py",),
+    ),
+    Mutant(
+        "dropout: one key for all scanned blocks",
+        BLOCKS,
+        "jnp.arange(1, self.blocks) * len(self.config.layers)",
+        "jnp.zeros(self.blocks - 1, jnp.int32)",
+        ("tests/models/test_dropout.py",),
+    ),
     Mutant(
         "fresh residual branches at full size",
         BLOCKS,

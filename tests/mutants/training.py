@@ -221,8 +221,8 @@ MUTANTS = (
     Mutant(
         "the seed draws nothing",
         STATE,
-        "fold_in(jax.random.key(seed), 1)",
-        "fold_in(jax.random.key(0), 1)",
+        'components.key_for(seed, "steps")',
+        'components.key_for(0, "steps")',
         (TEST_STEP,),
     ),
     Mutant(
@@ -259,7 +259,7 @@ MUTANTS = (
     Mutant(
         "damaged bits restored",
         "training/checkpoints.py",
-        'check_sum(name, value, out["data"])',
+        'check_sums(out["state"], out["data"].get("checksums", {}))',
         "pass",
         (f"{TEST_RESUME}::test_a_damaged_checkpoint_stops",),
     ),

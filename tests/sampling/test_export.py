@@ -24,6 +24,7 @@ from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCMode
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.stage_c import StageC
 from ultrapixel_jax.sampling.export import export_sampler
+from ultrapixel_jax.target import platform
 
 STEPS = 3
 
@@ -74,3 +75,13 @@ def test_artefact_at_three_sizes(artefact, variables, pixels):
     assert low.shape == shapes[0] and high.shape == shapes[1]
     assert relative_error(low, expected_low) < 1e-4
     assert relative_error(high, expected_high) < 1e-4
+
+
+def test_an_artefact_for_another_platform_takes_its_branches(monkeypatch):
+    traced_for = []
+    monkeypatch.setattr(
+        two_branch, "sample", lambda model, p, lr, hr, *rest: (traced_for.append(platform()), (lr, hr))[1]
+    )
+    assert export_sampler(config, platforms=("tpu",)).platforms == ("tpu",)
+    assert export_sampler(config, platforms=("cpu", "tpu")).platforms == ("cpu", "tpu")
+    assert traced_for == ["tpu", "cpu"]

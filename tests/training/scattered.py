@@ -2,7 +2,7 @@
 
     JAX_PLATFORMS=cpu python -m tests.training.scattered
 
-Prints the table in docs/training.md: the largest relative difference of what the log says of any step, and
+Prints a table: the largest relative difference of what the log says of any step, and
 of trained parameters the largest absolute one. Takes some minutes; test_machines.py has one of the cases.
 """
 

@@ -48,6 +48,14 @@ def latents(config: TrainConfig, hr: tuple[int, int] = (9, 8), lr: tuple[int, in
     }
 
 
+def images(count: int, side: int) -> dict[str, Any]:
+    """Smooth pictures, and a caption's tokens."""
+    coarse = np.random.default_rng(0).uniform(0, 255, (count, 3, 3, 3))
+    smooth = jax.image.resize(jnp.asarray(coarse), (count, side, side, 3), "cubic").clip(0, 255)
+    ones = np.ones((count, 7), np.int32)
+    return {"image": np.asarray(smooth).astype(np.uint8), "ids": ones, "mask": ones}
+
+
 def start(config: TrainConfig, given: dict[str, Any] | None = None, optimizer: Any = None):
     """(task, optimizer, state, jitted step) of a run that starts from `given` variables."""
     task = make_task(config)

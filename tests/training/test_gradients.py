@@ -80,8 +80,9 @@ def test_stage_c_against_diffusers(scanned: bool) -> None:
 
 
 def test_neither_parts_nor_scanning_change_the_gradient() -> None:
-    """The same gradient unrolled in one part, and scanned with rematerialisation in two."""
-    config = config_of(GuidanceTask(diffusion=P2))
+    """The same gradient unrolled in one part, and scanned with rematerialisation in two; with dropout."""
+    config = config_of(GuidanceTask(diffusion=P2, frozen_dropout=True))
+    assert all(level.dropout > 0 for level in config.model.stage_c.levels)
     stage_c = components.initialise("stage_c", config.model.stage_c, jax.random.key(0))
     stage_c = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), stage_c)
     batch = latents(config)

@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_stops(
     DAMAGE[damage](run / CHECKPOINTS / "10")
     before = content(run)
     line = refusal(STAGE_C, "--data.path", latents, "--output", run, *STEPS, *MESH)
-    assert f"checkpoint 10 in {run} cannot be restored" in line
+    assert f"checkpoint 10 in {run} cannot be read" in line
     assert "go on from the one before" in line
     assert content(run) == before
 
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_in_its_own_process(
     before = content(run)
     code, said = launcher.run(run, latents, *STEPS)
     assert code == 2
-    assert f"checkpoint 10 in {run} cannot be restored" in only_line(said)
+    assert f"checkpoint 10 in {run} cannot be read" in only_line(said)
     assert content(run) == before
     assert "Traceback" not in said
     shutil.rmtree(run / CHECKPOINTS / "10")  # as it advised

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.tiny import config as tiny
-from tests.training.steps import config_of, latents, start
+from tests.training.steps import config_of, images, latents, start
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
 from ultrapixel_jax.checkpoints.weights import load_weights
 from ultrapixel_jax.compilation.options import UNOPTIMISED
@@ -48,14 +48,6 @@ STAGE_B = StageBConfig(
 def keys(count: int) -> dict[str, Any]:
     key = jax.random.fold_in(jax.random.key(0), 1)
     return {"key": jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(jnp.arange(count))}
-
-
-def images(count: int, side: int) -> dict[str, Any]:
-    """Smooth pictures, and a caption's tokens."""
-    coarse = np.random.default_rng(0).uniform(0, 255, (count, 3, 3, 3))
-    smooth = jax.image.resize(jnp.asarray(coarse), (count, side, side, 3), "cubic").clip(0, 255)
-    ones = np.ones((count, 7), np.int32)
-    return {"image": np.asarray(smooth).astype(np.uint8), "ids": ones, "mask": ones}
 
 
 def train(task: Any, steps: int, **changes: Any) -> tuple[Any, Any, list[dict[str, Any]]]:

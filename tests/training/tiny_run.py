@@ -179,7 +179,10 @@ def saved(directory: Path) -> list[int]:
 def trained(directory: Path) -> dict[str, np.ndarray]:
     """Parameters and their moving average in the newest checkpoint, by name."""
     run = RunWeights.open(directory)
-    both = {"params": run.restore(ema=False), "ema": run.restore(ema=True)}
+    both = {
+        kind: {name: run.restore(name, ema=ema) for name in run.manifest.stacked}
+        for kind, ema in (("params", False), ("ema", True))
+    }
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(both)}
 
 

@@ -16,23 +16,30 @@ import errno
 import hashlib
 import inspect
 import json
-import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import traverse_util
 from orbax.checkpoint import type_handlers
 
-from ultrapixel_jax.checkpoints import orbax_log
+from ultrapixel_jax.checkpoints.arrays import (
+    Shardings,
+    Variables,
+    check_like,
+    flatten,
+    placed,
+    restore_arrays,
+    stored_shapes,
+    unflatten,
+)
+from ultrapixel_jax.checkpoints.faults import reading
 from ultrapixel_jax.checkpoints.manifest import (
     CHECKSUMS,
     FORMAT_VERSION,
@@ -48,15 +55,6 @@ from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import is_full
 
 __all__ = ["CheckpointWriter", "ComponentInfo", "identity", "read_manifest", "restore"]
-
-orbax_log.quiet()
-LISTED = 40
-"""Most mismatches that one message lists."""
-
-Sharding = jax.sharding.Sharding
-Shardings = Sharding | Callable[[str, jax.ShapeDtypeStruct], Sharding] | Mapping[str, Any] | None
-Variables = dict[str, Any]
-"""Nested dictionaries with arrays as leaves."""
 
 
 class CheckpointWriter:
@@ -203,69 +201,22 @@ def restore(
     - `verify`: compare the files' CRC-32 first (about 2 GB/s and core), as Orbax returns damaged values
       without a word; sizes are always compared.
 
-    `UserError` if there is no such component, on a mismatch with `like`, or if files are damaged.
+    `UserError` if there is no such component, on a mismatch with `like`, if files are damaged or cannot be
+    reached, or if memory does not do.
     """
     directory = Path(directory).absolute()
     known = read_manifest(directory).components
     if name not in known:
         raise UserError(f"{directory} has no component {name!r}, only {', '.join(known)}; convert it")
     verify_files(directory, name, verify)
-    broken = f"component {name} in {directory} cannot be read; convert it again"
-    # Orbax reports damage as ValueError, FileNotFoundError, KeyError, ... and a device that is full as
-    # XlaRuntimeError, a RuntimeError: only the former are the directory's fault.
-    damage = (ValueError, OSError, KeyError, TypeError, AttributeError)
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            stored = _flatten(checkpointer.metadata(directory / name).item_metadata.tree)  # type: ignore[union-attr]
-        structs = {path: jax.ShapeDtypeStruct(m.shape, m.dtype) for path, m in stored.items()}
-    except damage as error:
-        raise UserError(broken) from error
+    what, remedy = f"component {name} in {directory}", "convert it again"
+    with reading(what, remedy):
+        stored = stored_shapes(directory / name)
     if like is not None:
-        _check_like(f"component {name} in {directory}", structs, _flatten(like))
-    flat_args = {path: _restore_args(path, s, dtype, shardings) for path, s in structs.items()}
-    args = traverse_util.unflatten_dict(flat_args, sep="/")
-    # Bounds the host memory under way; it has to be more than the largest array, or Orbax refuses that one.
-    largest = max((math.prod(s.shape) for s in structs.values()), default=0) * 8
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=1 + largest // 10**9)
-    try:
-        with ocp.Checkpointer(handler) as checkpointer:
-            return checkpointer.restore(directory / name, args=ocp.args.PyTreeRestore(restore_args=args))
-    except damage as error:
-        raise UserError(broken) from error
-
-
-def _restore_args(
-    path: str, stored: jax.ShapeDtypeStruct, dtype: Any, shardings: Shardings
-) -> ocp.ArrayRestoreArgs:
-    """How Orbax is to restore the array at `path`."""
-    cast = dtype is not None and jnp.issubdtype(stored.dtype, jnp.floating)
-    struct = jax.ShapeDtypeStruct(stored.shape, dtype if cast else stored.dtype)
-    if shardings is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    elif isinstance(shardings, Sharding):
-        sharding = shardings
-    elif isinstance(shardings, Mapping):
-        sharding = _flatten(shardings)[path]
-    else:
-        sharding = shardings(path, struct)
-    try:
-        sharding.shard_shape(struct.shape)
-    except ValueError as error:
-        text = " ".join(str(error).split())
-        raise UserError(f"{path} of shape {struct.shape} does not divide over the mesh: {text}") from error
-    return ocp.ArrayRestoreArgs(sharding=sharding, dtype=struct.dtype, global_shape=struct.shape)
-
-
-def _check_like(what: str, stored: Mapping[str, Any], like: Mapping[str, Any]) -> None:
-    problems = [f"{path} is missing" for path in sorted(like.keys() - stored.keys())]
-    problems += [f"{path} is unexpected" for path in sorted(stored.keys() - like.keys())]
-    for path in sorted(stored.keys() & like.keys()):
-        if tuple(stored[path].shape) != tuple(like[path].shape):
-            problems.append(f"{path} has shape {stored[path].shape}, expected {like[path].shape}")
-    if problems:
-        more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-        listed = "; ".join(problems[:LISTED] + more)
-        raise UserError(f"{what} does not fit the configuration: {listed}")
+        check_like(what, stored, flatten(like))
+    wanted = {path: placed(path, struct, dtype, shardings) for path, struct in stored.items()}
+    with reading(what, remedy):
+        return unflatten(restore_arrays(directory / name, wanted))
 
 
 def _save_handler(compressed: bool) -> ocp.PyTreeCheckpointHandler:
@@ -300,11 +251,6 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple
             yield from _leaves(tree[key], f"{prefix}{key}/")
         else:
             yield f"{prefix}{key}", (tree, key)
-
-
-def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves of nested dictionaries by path."""
-    return traverse_util.flatten_dict(dict(tree), sep="/")
 
 
 @contextlib.contextmanager

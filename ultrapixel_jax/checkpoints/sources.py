@@ -9,6 +9,7 @@ alone is a source too, of that tokenizer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +19,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ultrapixel_jax.checkpoints.arrays import stored_shapes
 from ultrapixel_jax.checkpoints.directory import restore
-from ultrapixel_jax.checkpoints.manifest import identity, read_manifest
+from ultrapixel_jax.checkpoints.manifest import ComponentInfo, identity, read_manifest
 from ultrapixel_jax.checkpoints.runs import RunWeights, is_run
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, is_tokenizer
 from ultrapixel_jax.compilation.options import options_to_initialise
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig, DiffusionConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.models import components
+from ultrapixel_jax.models import components, scan
 
 RUN_TIME_FIELDS = ("timestep", "up_guide_weights", "lr_side", "dropout")
 """Fields that a configuration may change without changing any weight's shape or meaning."""
 RANDOM_STD = 0.02
+RANDOM = "random numbers"
+"""Origin of networks that no source has."""
 TOKENIZER = "tokenizer"
 
 Place = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding] | None
@@ -37,15 +41,29 @@ Place = Callable[[str, jax.ShapeDtypeStruct], jax.sharding.Sharding] | None
 
 
 @dataclasses.dataclass(frozen=True)
+class Form:
+    """How a network's variables are wanted."""
+
+    dtype: Any = None
+    """Of floating arrays; None keeps theirs."""
+    place: Place = None
+    stacked: bool = False
+    """Blocks stacked, as a scanned network takes them (`models.scan`); `place` then gets those paths."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Entry:
     """One network of a source."""
 
     config: Any
-    """Its configuration."""
+    """Its configuration; plain, as the manifest has it, where no network here is of that name."""
     origin: str
     """The directory it lies in, for messages."""
-    load: Callable[[Any, Place], dict[str, Any]]
-    """(dtype, placement) to variables."""
+    info: ComponentInfo
+    """What a checkpoint that has it says about it."""
+    load: Callable[[Form], dict[str, Any]]
+    """Its variables, straight onto the devices that they are wanted on: no device and no host ever holds
+    all of a network that is divided, and none holds more than one array twice."""
 
 
 class Sources:
@@ -98,11 +116,13 @@ class Sources:
             return _digest([(p.name, p.read_bytes()) for p in sorted(directory.iterdir()) if p.is_file()])
         manifest = read_manifest(directory)
         for name, info in manifest.components.items():
-            if name in components.CONFIGS and self._nearer(name, depth):
-                config = from_dict(components.CONFIGS[name], info.config)
-                checked = name == "lora" or not self._traced  # a LoRA is merged, not traced
-                load = _from_checkpoint(directory, name, config, checked)
-                self.entries[name] = Entry(config, str(directory), load)
+            if self._nearer(name, depth):
+                kind = components.kind_of(name)
+                config = from_dict(components.CONFIGS[kind], info.config) if kind else info.config
+                # A LoRA is merged, not traced.
+                checked = kind is not None and (kind == "lora" or not self._traced)
+                load = _from_checkpoint(directory, name, config, kind if checked else None)
+                self.entries[name] = Entry(config, str(directory), info, load)
         for name, values in manifest.sampling.items():
             self.sampling[name] = from_dict(DiffusionConfig, values)
         if (directory / "tokenizer").is_dir() and self._nearer(TOKENIZER, depth):
@@ -110,28 +130,22 @@ class Sources:
         return identity(directory)
 
     def _add_run(self, run: RunWeights, ema: bool, depth: int) -> str:
-        config = run.config
-        inner = [self._add(source, ema, depth + 1) for source in config.sources]
-        if config.random_frozen:
-            self.fill_with_random(config.model, config.seed)
-        loaded: dict[str, Any] = {}
-
-        def load(name: str, dtype: Any, place: Place) -> dict[str, Any]:
-            if not loaded:
-                loaded.update(run.restore(ema=ema))
-            return _put(loaded[name], dtype, place)
-
-        from ultrapixel_jax.training.tasks import make_task
-
-        for name in make_task(config).trained:
+        manifest = run.manifest
+        inner = [self._add(source, ema, depth + 1) for source in manifest.sources]
+        if manifest.random_seed is not None:
+            self.fill_with_random(manifest.model, manifest.random_seed)
+        for name in manifest.stacked:
             if self._nearer(name, depth):
-                self.entries[name] = Entry(
-                    getattr(config.model, name), str(run.directory),
-                    lambda dtype, place, name=name: load(name, dtype, place),
-                )  # fmt: skip
-        self.config = config.model
-        self.sampling = {"sampling_c": config.model.sampling_c, "sampling_b": config.model.sampling_b}
-        return _digest([inner, run.step, ema, config])
+                load = functools.partial(_from_run, run, name, ema, name == "lora" or not self._traced)
+                config = getattr(manifest.model, name)
+                info = ComponentInfo(to_dict(config), source=run.directory.name)
+                self.entries[name] = Entry(config, str(run.directory), info, load)
+        self.config = manifest.model
+        self.sampling = {
+            "sampling_c": manifest.model.sampling_c,
+            "sampling_b": manifest.model.sampling_b,
+        }
+        return _digest([inner, run.identity(ema=ema), manifest.random_seed])
 
     def fill_with_random(self, model: CascadeConfig, seed: int) -> None:
         """Give every network of a cascade that is missing random weights, but for what is added to it."""
@@ -142,17 +156,18 @@ class Sources:
     def _add_random(self, name: str, config: Any, seed: int) -> None:
         """The same for the same seed on every mesh; made when loaded."""
 
-        def load(dtype: Any, place: Place) -> dict[str, Any]:
+        def load(form: Form) -> dict[str, Any]:
             def make() -> Any:
-                key = jax.random.fold_in(jax.random.key(seed), sum(name.encode()))
-                return _cast(_perturbed(components.initialise(name, config, key), key), dtype)
+                variables = components.initialise(name, config, components.key_for(seed, "frozen", name))
+                variables = _cast(_perturbed(variables, seed, name), form.dtype)
+                return scan.stack(variables, config) if form.stacked else variables
 
             abstract = jax.eval_shape(make)
-            shardings = None if place is None else _by_path(place, abstract)
+            shardings = None if form.place is None else _by_path(form.place, abstract)
             options = options_to_initialise(abstract)
             return jax.jit(make, out_shardings=shardings, compiler_options=options)()
 
-        self.entries[name] = Entry(config, "random numbers", load)
+        self.entries[name] = Entry(config, RANDOM, ComponentInfo(to_dict(config)), load)
 
     def require(self, names: Sequence[str], what: str) -> None:
         """Raise `UserError` where one of `names` is missing; `what` needs them."""
@@ -164,17 +179,20 @@ class Sources:
                 "its file among the sources, or name a checkpoint or run that has it"
             )
 
-    def load(self, name: str, config: Any, *, dtype: Any = None, place: Place = None) -> dict[str, Any]:
-        """Variables of a network, checked against `config` and put on the devices.
+    def load(
+        self, name: str, config: Any, *, dtype: Any = None, place: Place = None, stacked: bool = False
+    ) -> dict[str, Any]:
+        """Variables of a network, checked against `config`, straight onto the devices (`Form`).
 
         Raises:
-            UserError: no source has it, it is of another variant, or damaged.
+            UserError: no source has it, it is of another variant, damaged, out of reach, or does not fit
+                into memory.
         """
         self.require([name], "this")
         entry = self.entries[name]
-        if different := difference(to_dict(config), to_dict(entry.config)):
+        if different := difference(to_dict(config), entry.info.config):
             raise UserError(f"{entry.origin} is of another variant: {name}{different}")
-        return entry.load(dtype, place)
+        return entry.load(Form(dtype, place, stacked))
 
 
 def difference(ours: Any, theirs: Any, path: str = "") -> str | None:
@@ -197,13 +215,24 @@ def _digest(content: Any) -> str:
 
 
 def _from_checkpoint(
-    directory: Any, name: str, config: Any, checked: bool
-) -> Callable[[Any, Place], dict[str, Any]]:
-    def load(dtype: Any, place: Place) -> dict[str, Any]:
-        like = components.abstract(name, config) if checked else None
-        return restore(directory, name, like=like, dtype=dtype, shardings=place)
+    directory: Path, name: str, config: Any, kind: str | None
+) -> Callable[[Form], dict[str, Any]]:
+    """Loads a component of a checkpoint; compares it with the shapes of a `kind` of network, if given."""
+
+    def load(form: Form) -> dict[str, Any]:
+        like = components.abstract(kind, config) if kind else None
+        if like and kind == "lora" and "params/embeddings" not in stored_shapes(directory / name):
+            del like["params"]["embeddings"]  # as training leaves it, without new text tokens
+        variables = restore(directory, name, like=like, dtype=form.dtype, shardings=form.place)
+        return scan.stack_on_devices(variables, config) if form.stacked else variables
 
     return load
+
+
+def _from_run(run: RunWeights, name: str, ema: bool, checked: bool, form: Form) -> dict[str, Any]:
+    return run.restore(
+        name, ema=ema, dtype=form.dtype, place=form.place, stacked=form.stacked, checked=checked
+    )
 
 
 def _path(path: Any) -> str:
@@ -221,20 +250,16 @@ def _cast(tree: Any, dtype: Any) -> Any:
     )
 
 
-def _put(tree: Any, dtype: Any, place: Place) -> Any:
-    """Host arrays in `dtype`, on the devices."""
-    tree = _cast(tree, dtype)
-    if place is None:
-        return jax.tree.map(jnp.asarray, tree)
-    return jax.tree.map(jax.device_put, tree, _by_path(place, tree))
+def _perturbed(variables: Mapping[str, Any], seed: int, name: str) -> dict[str, Any]:
+    """Variables of component `name` whose kernels have small noise added: layers that start at zero would
+    hide all others. Each array has noise of its own, which the initial weights know nothing of.
+    """
 
-
-def _perturbed(variables: Mapping[str, Any], key: jax.Array) -> dict[str, Any]:
-    """Variables whose kernels have small noise added: layers that start at zero would hide all others."""
-
-    def noisy(x: jax.Array) -> jax.Array:
+    def noisy(path: Any, x: jax.Array) -> jax.Array:
         if x.ndim < 2:
             return x
-        return x + RANDOM_STD * jax.random.normal(jax.random.fold_in(key, x.size), x.shape)
+        key = components.key_for(seed, "noise", name, _path(path))
+        return x + RANDOM_STD * jax.random.normal(key, x.shape)
 
-    return {**variables, "params": jax.tree.map(noisy, variables["params"])}
+    params = jax.tree_util.tree_map_with_path(noisy, variables["params"])
+    return {**variables, "params": params}

@@ -125,7 +125,7 @@ def _configuration(
     sources: Sources, given: CascadeConfig | None, wanted: Sequence[str], what: str
 ) -> CascadeConfig:
     """The sources' configuration, or the given one."""
-    found = {name: entry.config for name, entry in sources.entries.items()}
+    found = {name: entry.config for name, entry in sources.entries.items() if name in components.CONFIGS}
     guided = "guidance" in found if given is None else given.guidance is not None
     sources.require([name for name in wanted if name != "guidance" or (given and guided)], what)
     if given is not None:

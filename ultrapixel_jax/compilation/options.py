@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ultrapixel_jax.target import platform
+
 _OPTION = "xla_cpu_experimental_ynn_fusion_type"
 _PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 _KINDS = {("bfloat16", True): _PRODUCTS, ("bfloat16", False): _PRODUCTS, ("float32", True): ""}
@@ -28,7 +30,7 @@ def compiler_options(dtype: Any, *, wide_maps: bool) -> dict[str, Any] | None:
     Large products are YNNPACK's: stage C takes up to 14 % less time (docs/measurements.md).
     """
     kind = _KINDS.get((jnp.dtype(dtype).name, wide_maps))
-    if jax.default_backend() == "cpu" and kind is not None and _known():
+    if platform() == "cpu" and kind is not None and _known():
         return {_OPTION: kind}
     return None
 
@@ -40,7 +42,7 @@ def options_to_initialise(variables: Any) -> dict[str, Any] | None:
     them (2 s instead of 11 s for the tiny cascade's encoder), but for large ones it is worth its time.
     """
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(variables))
-    small = jax.default_backend() == "cpu" and count < FEW_VALUES
+    small = platform() == "cpu" and count < FEW_VALUES
     return UNOPTIMISED if small else None
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from ultrapixel_jax.models.layers import dot, dot_of_rows
 from ultrapixel_jax.sharding import by_examples_and_heads, by_rows, rows_mesh
+from ultrapixel_jax.target import platform
 
 QUERY_CHUNK = 1152
 """Queries at a time, at most, where one head is computed after the other."""
@@ -42,10 +43,14 @@ def attention(
 def _attention(q: Array, k: Array, v: Array) -> Array:
     pairs = q.shape[1] * k.shape[1]
     small = isinstance(pairs, int) and pairs <= FEW_PAIRS
-    if q.dtype == jnp.bfloat16 and jax.default_backend() == "gpu" and not small:
+    if q.dtype == jnp.bfloat16 and platform() == "gpu" and not small:
         # Tracing this kernel already asks for cuDNN, so that it cannot be one of the branches below.
-        return _flash_gpu(q, k, v)
-    if q.dtype == jnp.bfloat16 and jax.default_backend() == "tpu" and isinstance(pairs, int) and not small:
+        try:
+            return _flash_gpu(q, k, v)
+        except RuntimeError:  # no cuDNN, in a process that lowers for a GPU which it does not have
+            if jax.default_backend() == "gpu":
+                raise
+    if q.dtype == jnp.bfloat16 and platform() == "tpu" and isinstance(pairs, int) and not small:
         return by_examples_and_heads(_flash_tpu, kernel=True)(q, k, v)  # importing Pallas takes CPUs too long
 
     def here(q: Array, k: Array, v: Array) -> Array:

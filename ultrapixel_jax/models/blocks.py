@@ -11,11 +11,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Key
 
 from ultrapixel_jax.config import LevelConfig
 from ultrapixel_jax.models.attention import attention
 from ultrapixel_jax.models.convolutions import DepthwiseConv
+from ultrapixel_jax.models.dropout import dropout, keys_for
 from ultrapixel_jax.models.layers import Dtype, Linear, gelu, layer_norm, mirrored, parameter, per_channel
 from ultrapixel_jax.models.resize import resize_bilinear
 from ultrapixel_jax.sharding import constrain
@@ -55,16 +56,19 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], skip: Float[Array, "b h w s"] | None = None, *, train: bool = False
+        self,
+        x: Float[Array, "b h w c"],
+        skip: Float[Array, "b h w s"] | None = None,
+        keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Add the block's change to `x`."""
+        """Add the block's change to `x`; with dropout where there are `keys`."""
         y = layer_norm(DepthwiseConv(param_dtype=self.param_dtype, name="depthwise")(x))
         if skip is not None:
             y = jnp.concatenate([y, skip], axis=-1)
         init = mirrored(nn.initializers.xavier_uniform(), axis=1)
         y = Linear(4 * self.channels, kernel_init=init, param_dtype=self.param_dtype, name="expand")(y)
         y = GlobalResponseNorm(param_dtype=self.param_dtype, name="grn")(gelu(y))
-        y = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(y)
+        y = dropout(y, self.dropout, keys)
         init = mirrored(nn.initializers.variance_scaling(self.out_scale**2, "fan_avg", "uniform"), axis=0)
         y = Linear(self.channels, kernel_init=init, param_dtype=self.param_dtype, name="contract")(y)
         return x + y
@@ -166,13 +170,18 @@ class Block(nn.Module):
         return [layer.keys_values(tokens) for layer in self.layer if isinstance(layer, AttnBlock)]
 
     def __call__(
-        self, x: Float[Array, "b h w c"], time: TimeEmbedding, kv: Sequence[KeysValues], train: bool = False
+        self,
+        x: Float[Array, "b h w c"],
+        time: TimeEmbedding,
+        kv: Sequence[KeysValues],
+        keys: Key[Array, " b"] | None = None,
+        first: int | Int[Array, ""] = 0,
     ) -> Float[Array, "b h w c"]:
-        """Run the block without a skip."""
+        """Run the block without a skip; `first` is the place of its first layer, for the dropout's `keys`."""
         kv = list(kv)
-        for layer in self.layer:
+        for n, layer in enumerate(self.layer):
             if isinstance(layer, ResBlock):
-                x = layer(x, train=train)
+                x = layer(x, None, keys_for(keys, first + n))
             elif isinstance(layer, TimestepBlock):
                 x = layer(x, time)
             else:
@@ -236,24 +245,24 @@ class Level(nn.Module):
             out += jax.lax.map(one, self._rest)
         return out
 
-    def _call(self, layer: nn.Module, *args: Any, **options: Any) -> Array:
+    def _call(self, layer: nn.Module, *args: Any) -> Array:
         """Run a layer; with `scanned`, so that its gradient keeps only its inputs."""
         if not self.scanned:
-            return layer(*args, **options)
-        return nn.remat(lambda layer, *args: layer(*args, **options))(layer, *args)
+            return layer(*args)
+        return nn.remat(lambda layer, *args: layer(*args))(layer, *args)
 
-    def _run_rest(self, x: Array, time: TimeEmbedding, kv: Sequence[KeysValues], train: bool) -> Array:
+    def _run_rest(
+        self, x: Array, time: TimeEmbedding, kv: Sequence[KeysValues], keys: Key[Array, " b"] | None
+    ) -> Array:
         """All blocks but the first, in one scan that keeps only what goes from block to block."""
         block = self._block
-        dropout = train and self.config.dropout > 0
-        keys = jax.random.split(self.make_rng("dropout"), self.blocks - 1) if dropout else None
+        firsts = jnp.arange(1, self.blocks) * len(self.config.layers)
 
         def body(x: Array, inputs: tuple[Any, Any, Any]) -> tuple[Array, None]:
-            variables, kv, key = inputs
-            rngs = None if key is None else {"dropout": key}
-            return block.apply(variables, x, time, kv, train, rngs=rngs), None  # pyright: ignore
+            variables, kv, first = inputs
+            return block.apply(variables, x, time, kv, keys, first), None  # pyright: ignore
 
-        return jax.lax.scan(jax.checkpoint(body), x, (self._rest, list(kv), keys))[0]
+        return jax.lax.scan(jax.checkpoint(body), x, (self._rest, list(kv), firsts))[0]
 
     def __call__(
         self,
@@ -264,7 +273,7 @@ class Level(nn.Module):
         skip: Float[Array, "b h2 w2 s"] | None = None,
         controls: Mapping[int, Float[Array, "b h3 w3 c"]] | None = None,
         fuse: Callable[[Array], Array] | None = None,
-        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> tuple[Float[Array, "b h4 w4 c"], Float[Array, "b h4 w4 c"] | None]:
         """Run the level.
 
@@ -276,7 +285,8 @@ class Level(nn.Module):
                 repetition.
             controls: by number of the ResBlock in this level, what is added to `x` before it.
             fuse: gets the map after the first A and gives what replaces it (guidance).
-            train: dropout on.
+            dropout_keys: one for each sample; nothing is dropped without. A layer drops the same unrolled
+                and scanned.
 
         Returns:
             The map, and the map after the first A before `fuse` (None without an A).
@@ -284,14 +294,15 @@ class Level(nn.Module):
         feature = None
         for repeat in range(self.repeats):
             res, attn = 0, 0
-            for layer in self.layer:
+            keys = keys_for(dropout_keys, repeat)
+            for n, layer in enumerate(self.layer):
                 if isinstance(layer, ResBlock):
                     if controls and res in controls and repeat == 0:
                         x = x + resize_bilinear(controls[res], (x.shape[1], x.shape[2])).astype(x.dtype)
                     joins = res == 0 and skip is not None
                     if joins and skip is not None and x.shape[1:3] != skip.shape[1:3]:
                         x = resize_bilinear(x, (skip.shape[1], skip.shape[2]))
-                    x = self._call(layer, x, skip if joins else None, train=train)
+                    x = self._call(layer, x, skip if joins else None, keys_for(keys, n))
                     res += 1
                 elif isinstance(layer, TimestepBlock):
                     x = layer(x, time)
@@ -303,7 +314,7 @@ class Level(nn.Module):
                     attn += 1
                 x = constrain(x, "batch", "height", "width", "channel")
             if self.scanned and self.blocks > 1:
-                x = self._run_rest(x, time, kv[attn:], train)
+                x = self._run_rest(x, time, kv[attn:], keys)
             if repeat + 1 < self.repeats:
                 x = self.repeat_mapper[repeat](x)
         return x, feature

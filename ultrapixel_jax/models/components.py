@@ -7,6 +7,7 @@ module, and its variables, as shapes (`abstract`) or freshly made (`initialise`)
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,6 +52,19 @@ CONFIGS: Mapping[str, type] = {
     "stage_b": cfg.StageBConfig,
     "stage_c": cfg.StageCConfig,
 }
+
+
+def kind_of(component: str) -> str | None:
+    """Which kind of network a checkpoint's component is, None of none that is known: of ControlNets there
+    may be several, such as `controlnet_canny`.
+    """
+    kind = "controlnet" if component.startswith("controlnet_") else component
+    return kind if kind in CONFIGS else None
+
+
+def key_for(seed: int, *purpose: str) -> jax.Array:
+    """A random key of a run's `seed`, another for each purpose."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32("/".join(purpose).encode()))
 
 
 def build(name: str, config: Any, dtype: Any = jnp.float32) -> nn.Module:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array
 
 from ultrapixel_jax.config import StageBConfig, StageCConfig
 
@@ -19,12 +22,24 @@ def _levels(config: StageCConfig | StageBConfig) -> dict[str, tuple[int, int]]:
     return down | up
 
 
-def stack(variables: Mapping[str, Any], config: StageCConfig | StageBConfig) -> dict[str, Any]:
+def _joined(arrays: Sequence[Array]) -> Array:
+    return jnp.stack(arrays)
+
+
+def _parted(array: Array, count: int) -> list[Array]:
+    return [array[i] for i in range(count)]
+
+
+def stack(
+    variables: Mapping[str, Any],
+    config: StageCConfig | StageBConfig,
+    join: Callable[[Sequence[Array]], Array] = _joined,
+) -> dict[str, Any]:
     """Variables of an unrolled network to those of a `scanned` one.
 
     `layer_3`, `layer_6`, … of a level whose blocks are C T A become `rest/layer_0` with a leading
     axis, and so on; the first block stays, since it alone takes the skip. Layers may be missing, in all
-    blocks alike.
+    blocks alike. `join` stacks arrays.
     """
     params = dict(variables["params"])
     for name, (length, blocks) in _levels(config).items():
@@ -32,7 +47,7 @@ def stack(variables: Mapping[str, Any], config: StageCConfig | StageBConfig) -> 
         if blocks > 1:
             level["rest"] = {
                 f"layer_{k}": jax.tree.map(
-                    lambda *xs: jnp.stack(xs), *(level[f"layer_{b * length + k}"] for b in range(1, blocks))
+                    lambda *xs: join(xs), *(level[f"layer_{b * length + k}"] for b in range(1, blocks))
                 )
                 for k in range(length)
                 if f"layer_{length + k}" in level
@@ -43,15 +58,62 @@ def stack(variables: Mapping[str, Any], config: StageCConfig | StageBConfig) -> 
     return {**variables, "params": params}
 
 
-def unstack(variables: Mapping[str, Any], config: StageCConfig | StageBConfig) -> dict[str, Any]:
-    """Inverse of `stack`."""
+def unstack(
+    variables: Mapping[str, Any],
+    config: StageCConfig | StageBConfig,
+    part: Callable[[Array, int], list[Array]] = _parted,
+) -> dict[str, Any]:
+    """Inverse of `stack`; `part` takes an array apart into so many."""
     params = dict(variables["params"])
     for name, (length, blocks) in _levels(config).items():
         level = dict(params[name])
-        rest = level.pop("rest", {})
-        for key, layer in rest.items():
+        for key, layer in level.pop("rest", {}).items():
             k = int(re.sub(r"\D", "", key))
-            for b in range(1, blocks):
-                level[f"layer_{b * length + k}"] = jax.tree.map(lambda x, b=b: x[b - 1], layer)
+            leaves, structure = jax.tree.flatten(layer)
+            parts = zip(*(part(x, blocks - 1) for x in leaves), strict=True)
+            for b, leaves in enumerate(parts, start=1):
+                level[f"layer_{b * length + k}"] = jax.tree.unflatten(structure, leaves)
         params[name] = level
     return {**variables, "params": params}
+
+
+def stack_on_devices(variables: Mapping[str, Any], config: StageCConfig | StageBConfig) -> dict[str, Any]:
+    """`stack` of arrays where they lie, each divided as before; what is stacked is freed array by array.
+
+    So there is never more than one array twice.
+    """
+
+    def join(arrays: Sequence[Array]) -> Array:
+        out = jax.block_until_ready(_stacker(arrays[0].sharding)(arrays))
+        for array in arrays:
+            array.delete()
+        return out
+
+    return stack(variables, config, join)
+
+
+def unstack_on_devices(variables: Mapping[str, Any], config: StageCConfig | StageBConfig) -> dict[str, Any]:
+    """`unstack` in the same way."""
+
+    def part(array: Array, count: int) -> list[Array]:
+        out = jax.block_until_ready(_parter(array.sharding, count)(array))
+        array.delete()
+        return out
+
+    return unstack(variables, config, part)
+
+
+@functools.cache
+def _stacker(sharding: Sharding) -> Callable[[Sequence[Array]], Array]:
+    """Stacks arrays that lie as `sharding` says."""
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+    return jax.jit(_joined, out_shardings=sharding)
+
+
+@functools.cache
+def _parter(sharding: Sharding, count: int) -> Callable[[Array], list[Array]]:
+    """Takes an array apart that lies as `sharding` says."""
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return jax.jit(functools.partial(_parted, count=count), out_shardings=sharding)

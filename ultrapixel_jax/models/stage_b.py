@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from ultrapixel_jax.config import StageBConfig
 from ultrapixel_jax.models.blocks import KeysValues, build_levels
 from ultrapixel_jax.models.convolutions import Conv, ConvTransposed
+from ultrapixel_jax.models.dropout import keys_for
 from ultrapixel_jax.models.embeddings import time_embedding
 from ultrapixel_jax.models.layers import Dtype, Linear, gelu, layer_norm, pixel_shuffle, pixel_unshuffle
 from ultrapixel_jax.models.resize import resize_bilinear
@@ -103,9 +104,9 @@ class StageB(nn.Module):
         conditioning: StageBConditioning,
         *,
         conditions: Mapping[str, Float[Array, " b"]] | None = None,
-        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Predict the noise in `x`, whose sides are even."""
+        """Predict the noise in `x`, whose sides are even; with dropout where each sample has a key for it."""
         c = self.config
         time = time_embedding(r, {n: (conditions or {}).get(n) for n in c.timestep_conditions})
         kv = conditioning.keys_values
@@ -113,9 +114,12 @@ class StageB(nn.Module):
         skips: list[Array] = []
         for i, level in enumerate(self.down):
             x = self.downscaler[i - 1](layer_norm(x)) if i > 0 else x
-            x, _ = level(x, time, kv[f"down_{i}"], train=train)
+            x, _ = level(x, time, kv[f"down_{i}"], dropout_keys=keys_for(dropout_keys, 2 * i))
             skips.append(x)
         for i, level in enumerate(self.up):
             x = self.upscaler[i - 1](layer_norm(x)) if i > 0 else x
-            x, _ = level(x, time, kv[f"up_{i}"], skip=skips[-1 - i] if i > 0 else None, train=train)
+            x, _ = level(
+                x, time, kv[f"up_{i}"], skip=skips[-1 - i] if i > 0 else None,
+                dropout_keys=keys_for(dropout_keys, 2 * i + 1),
+            )  # fmt: skip
         return pixel_shuffle(self.clf(layer_norm(x)), c.patch_size)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from ultrapixel_jax.config import StageCConfig
 from ultrapixel_jax.models.blocks import KeysValues, Level, build_levels
+from ultrapixel_jax.models.dropout import keys_for
 from ultrapixel_jax.models.embeddings import time_embedding
 from ultrapixel_jax.models.layers import Dtype, Linear, layer_norm, pixel_shuffle, pixel_unshuffle
 from ultrapixel_jax.models.resize import resize_bilinear
@@ -94,7 +95,7 @@ class StageC(nn.Module):
         conditions: Mapping[str, Float[Array, " b"]] | None = None,
         controls: Mapping[int, Float[Array, "b h3 w3 c3"]] | None = None,
         fuse: Fuse | None = None,
-        train: bool = False,
+        dropout_keys: Key[Array, " b"] | None = None,
     ) -> StageCOutput:
         """Predict the noise in `x`.
 
@@ -105,7 +106,7 @@ class StageC(nn.Module):
             conditions: values of `sca` and `crp`; 0 where absent.
             controls: ControlNet maps by ResBlock, counted in order of execution, strength included.
             fuse: guidance, called at each of `PLACES`.
-            train: dropout on.
+            dropout_keys: one for each sample; nothing is dropped without.
         """
         c = self.config
         given = {name: (conditions or {}).get(name) for name in c.timestep_conditions}
@@ -116,11 +117,12 @@ class StageC(nn.Module):
         def run(place: str, level: Level, x: Array, skip: Array | None) -> Array:
             nonlocal first
             local = {i - first: m for i, m in (controls or {}).items() if 0 <= i - first < level.blocks}
-            first += level.blocks
             x, feature = level(
-                x, time, conditioning[place], skip=skip, controls=local, train=train,
+                x, time, conditioning[place], skip=skip, controls=local,
                 fuse=None if fuse is None else functools.partial(fuse, place),
+                dropout_keys=keys_for(dropout_keys, first),
             )  # fmt: skip
+            first += level.blocks
             if feature is not None:
                 features[place] = feature
             return x

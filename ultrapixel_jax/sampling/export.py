@@ -6,6 +6,7 @@ once per concrete size. Weights are arguments, not part of the artefact.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCMode
 from ultrapixel_jax.models import components
 from ultrapixel_jax.models.guidance import POSITIONS, Guidance
 from ultrapixel_jax.models.stage_c import StageC
+from ultrapixel_jax.target import traced_for
 
 for _kind in (Prompts, ScaleInputs, Table):  # a program that reads an artefact imports this module too
     jax_export.register_namedtuple_serialization(_kind, serialized_name=f"ultrapixel_jax.{_kind.__name__}")
@@ -32,6 +34,9 @@ def export_sampler(
     platforms: Sequence[str] | None = None,
 ) -> jax_export.Exported:
     """Export both stage C passes with symbolic latent sizes `h`×`w` (LR) and `H`×`W` (HR).
+
+    For one of `platforms` it has that platform's kernels, whatever the process runs on; for several, the
+    plain form that all of them run. None is the process's own.
 
     The artefact's arguments:
 
@@ -87,4 +92,6 @@ def export_sampler(
         scalar,
         scalar,
     )
-    return jax_export.export(jax.jit(sample), platforms=platforms)(*args)
+    one = list(platforms or ())
+    with traced_for(one[0]) if len(one) == 1 else contextlib.nullcontext():
+        return jax_export.export(jax.jit(sample), platforms=platforms)(*args)

@@ -1,6 +1,7 @@
 """Checkpoints of a run: asynchronous, whole or not there, and refused where they do not fit.
 
 RUN/config.json              the configuration
+RUN/run.json                 what the run is made of, for those who read it (`checkpoints.runs`)
 RUN/checkpoints/STEP/state   Orbax: trained parameters, average, optimizer, losses, random key
 RUN/checkpoints/STEP/data    position of the data and of the log, checksums of the state; JSON
 """
@@ -19,13 +20,23 @@ from etils import epath
 from jaxtyping import PyTree
 
 from ultrapixel_jax.checkpoints import orbax_log
-from ultrapixel_jax.checkpoints.checksum import checksum
-from ultrapixel_jax.checkpoints.runs import CHECKPOINTS, CONFIG, check_sum, config_to_json, one_error
+from ultrapixel_jax.checkpoints.arrays import check_like, flatten, stored_tree
+from ultrapixel_jax.checkpoints.checksum import BY_COMPONENT, check_sums, checksums
+from ultrapixel_jax.checkpoints.faults import reading
+from ultrapixel_jax.checkpoints.runs import (
+    CHECKPOINTS,
+    CONFIG,
+    RUN_MANIFEST,
+    RunManifest,
+    absolute,
+    manifest_to_json,
+)
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import is_full
-from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, differences
+from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, config_to_json, differences
 from ultrapixel_jax.training.state import TrainState
+from ultrapixel_jax.training.tasks import make_task
 
 orbax_log.quiet()
 
@@ -40,7 +51,7 @@ class RunCheckpoints:
             UserError: it holds something else, or cannot be written.
         """
         self.directory = epath.Path(directory)
-        one_error()
+        orbax_log.ignore_tasks_left_behind()
         with disk_errors(directory):
             there = {path.name for path in self.directory.iterdir()} if self.directory.exists() else set()
             if CONFIG not in there and (strange := sorted(n for n in there - {CHECKPOINTS} if n[0] != ".")):
@@ -84,11 +95,13 @@ class RunCheckpoints:
             raise UserError(f"{self.directory} has checkpoints but no {CONFIG}; use another --output")
 
     def describe(self, config: TrainConfig) -> None:
-        """Write the configuration, before the first checkpoint or with what has changed since."""
+        """Write the configuration and what the run is made of, before the first checkpoint or with what has
+        changed since."""
         if jax.process_index() == 0:
+            texts = {CONFIG: config_to_json(config), RUN_MANIFEST: manifest_to_json(manifest_of(config))}
             with disk_errors(os.fspath(self.directory)):
-                text = json.dumps(config_to_json(config), indent=1) + "\n"
-                write_whole(self.directory / CONFIG, text.encode())
+                for name, values in texts.items():
+                    write_whole(self.directory / name, (json.dumps(values, indent=1) + "\n").encode())
 
     @property
     def latest(self) -> int | None:
@@ -104,7 +117,7 @@ class RunCheckpoints:
         with disk_errors(os.fspath(self.directory)):
             step = int(state.step)
             if step != self.latest:
-                sums = {name: int(checksum(value)) for name, value in state._asdict().items()}
+                sums = checksums(state._asdict())
                 self._manager.save(
                     step,
                     args=ocp.args.Composite(
@@ -119,11 +132,15 @@ class RunCheckpoints:
         """The newest checkpoint, placed as `abstract` says, and the position of the data.
 
         Raises:
-            UserError: it is damaged or does not fit; nothing is started afresh over it.
+            UserError: it is damaged, out of reach, does not fit into memory or is of another configuration;
+                nothing is started afresh over it.
         """
         step = self.latest
         what = f"checkpoint {step} in {self.directory}"
-        try:
+        remedy = "remove that directory to go on from the one before, or train into another --output"
+        with reading(what, remedy):
+            stored = stored_tree(absolute(self.directory / CHECKPOINTS / str(step) / "state"))
+            _check_fits(what, stored, abstract)
             out = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -131,26 +148,8 @@ class RunCheckpoints:
                     data=ocp.args.JsonRestore(),
                 ),
             )
-            state = TrainState(**out["state"])
-            same = jax.tree.structure(state) == jax.tree.structure(abstract)
-            for name, value in state._asdict().items():
-                check_sum(name, value, out["data"])
-        except Exception as error:  # Orbax reports damage as whatever its storage library raised
-            text = " ".join(str(error).split())
-            raise UserError(
-                f"{what} cannot be restored ({type(error).__name__}: {text:.300}); remove that directory to "
-                "go on from the one before, or train into another --output"
-            ) from error
-        wrong = [
-            jax.tree_util.keystr(path)
-            for (path, got), expected in zip(
-                jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(abstract), strict=same
-            )
-            if got.shape != expected.shape
-        ]
-        if not same or wrong:
-            raise UserError(f"{what} is of another configuration: {', '.join(wrong[:5]) or 'other arrays'}")
-        return state, out["data"]
+            check_sums(out["state"], out["data"].get("checksums", {}))
+            return TrainState(**out["state"]), out["data"]
 
     def __enter__(self) -> RunCheckpoints:
         return self
@@ -166,9 +165,27 @@ class RunCheckpoints:
             self._manager.close()
 
 
-def absolute(path: epath.Path) -> epath.Path:
-    """Orbax wants absolute paths; those of a bucket are."""
-    return path if "://" in os.fspath(path) else path.expanduser().absolute()
+def manifest_of(config: TrainConfig) -> RunManifest:
+    """What a run of `config` is made of."""
+    task = make_task(config)
+    return RunManifest(
+        {name: task.stacks(name) for name in task.trained}, bool(config.optimizer.ema_decay), config.model,
+        config.sources, config.seed if config.random_frozen else None,
+    )  # fmt: skip
+
+
+def _check_fits(what: str, stored: Mapping[str, Any], abstract: TrainState) -> None:
+    """Raise `UserError` where the arrays in `stored` are not those of the state `abstract`."""
+    remedy = "use the configuration that the run was started with, or another --output"
+    for field in BY_COMPONENT:
+        like = flatten(abstract._asdict()[field])
+        check_like(f"{what} has other {field}: it", flatten(stored.get(field, {})), like, remedy)
+
+    def shapes(tree: Any) -> list[tuple[int, ...]]:
+        return sorted(tuple(x.shape) for x in jax.tree.leaves(tree))
+
+    if shapes(stored) != shapes(abstract):
+        raise UserError(f"{what} has the state of another optimizer; {remedy}")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
-from ultrapixel_jax.config import CascadeConfig, ScheduleName, check_dtype
+from ultrapixel_jax.config import CascadeConfig, ScheduleName, check_dtype, to_dict
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.errors import UserError
 
@@ -345,6 +345,11 @@ class TrainConfig:
             )
         if isinstance(self.task, GuidanceTask) and self.model.guidance is None:
             raise UserError("this task trains model.guidance, which is None; give it a configuration")
+
+
+def config_to_json(config: TrainConfig) -> dict[str, Any]:
+    """Plain form of a configuration; `task_type` names the class of `task`."""
+    return {"task_type": type(config.task).__name__, **to_dict(config)}
 
 
 MAY_CHANGE = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt32
 
 from ultrapixel_jax.checkpoints.sources import Sources
+from ultrapixel_jax.compilation.options import options_to_initialise
 from ultrapixel_jax.diffusion.loss import BUCKETS, AdaptiveState, adaptive_init
+from ultrapixel_jax.models import components
 from ultrapixel_jax.sharding import parameter_sharding
 from ultrapixel_jax.training.tasks.base import Task, Variables
 
@@ -38,12 +39,14 @@ class TrainState(NamedTuple):
     """Random key of the run; step n folds n in."""
 
 
-def given(task: Task, sources: Sources) -> dict[str, Variables]:
-    """Trained networks that start from the sources, where the configuration asks for that."""
+def given(task: Task, sources: Sources, mesh: Mesh) -> dict[str, Variables]:
+    """Trained networks that start from the sources, where the configuration asks for that: float32, as the
+    state has them, spread over `mesh`.
+    """
     if not task.config.start_from_sources:
         return {}
     return {
-        name: task.arrange(name, sources.load(name, getattr(task.config.model, name), dtype=jnp.float32))
+        name: _load(task, sources, mesh, name, jnp.float32)
         for name in task.trained
         if name in sources.entries
     }
@@ -51,19 +54,32 @@ def given(task: Task, sources: Sources) -> dict[str, Variables]:
 
 def frozen(task: Task, sources: Sources, mesh: Mesh) -> dict[str, Variables]:
     """Frozen networks in the computation's dtype, spread over `mesh`, blocks stacked where scanned."""
+    # Stage A decodes pixels, for which bfloat16 is too coarse.
+    return {
+        name: _load(task, sources, mesh, name, jnp.float32 if name == "stage_a" else task.dtype)
+        for name in task.frozen
+    }
+
+
+def _load(task: Task, sources: Sources, mesh: Mesh, name: str, dtype: Any) -> dict[str, Any]:
+    """A component as `task` holds it, straight onto the mesh."""
 
     def place(path: str, struct: jax.ShapeDtypeStruct) -> NamedSharding:
         return parameter_sharding(path, struct.shape, mesh)
 
-    out = {}
-    for name in task.frozen:
-        # Stage A decodes pixels, for which bfloat16 is too coarse.
-        dtype = jnp.float32 if name == "stage_a" else task.dtype
-        variables = sources.load(name, getattr(task.config.model, name), dtype=dtype, place=place)
-        arrange = functools.partial(task.arrange, name)
-        shardings = variables_shardings(jax.eval_shape(arrange, variables), mesh)
-        out[name] = jax.jit(arrange, out_shardings=shardings, donate_argnums=0)(variables)
-    return out
+    stacked, config = task.stacks(name), getattr(task.config.model, name)
+    variables = sources.load(name, config, dtype=dtype, place=place, stacked=stacked)
+    return variables if stacked else task.arrange(name, variables)
+
+
+def fresh(
+    task: Task, optimizer: optax.GradientTransformation, sources: Sources, mesh: Mesh, shardings: TrainState
+) -> TrainState:
+    """The state before the first step, where `shardings` say; what sources give becomes part of it."""
+    variables = given(task, sources, mesh)
+    make = creator(task, optimizer)
+    options = options_to_initialise(jax.eval_shape(make, variables).params)
+    return jax.jit(make, donate_argnums=0, out_shardings=shardings, compiler_options=options)(variables)
 
 
 def creator(
@@ -73,10 +89,11 @@ def creator(
     config = task.config
 
     def make(given: Mapping[str, Variables]) -> TrainState:
-        key = jax.random.key(config.seed)
         variables = {
-            name: given[name] if name in given else task.initial(name, jax.random.fold_in(key, i))
-            for i, name in enumerate(task.trained)
+            name: given[name]
+            if name in given
+            else task.initial(name, components.key_for(config.seed, "initial", name))
+            for name in task.trained
         }
         buckets = task.diffusion.adaptive_buckets if task.diffusion else BUCKETS
         return create(variables, optimizer, config.seed, bool(config.optimizer.ema_decay), buckets)
@@ -101,7 +118,7 @@ def create(
         ema=jax.tree.map(jnp.copy, params) if ema else {},
         optimizer=optimizer.init(params),
         adaptive=adaptive_init(buckets),
-        key=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),
+        key=jax.random.key_data(components.key_for(seed, "steps")),
     )
 
 

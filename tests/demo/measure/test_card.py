@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ultrapixel_jax.checkpoints.runs import config_to_json
 from ultrapixel_jax.demo.measure import card
-from ultrapixel_jax.training.config import StageCTask, TrainConfig
+from ultrapixel_jax.training.config import StageCTask, TrainConfig, config_to_json
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ Variables = Mapping[str, Any]
 Batch = Mapping[str, Array]
 """Device arrays by name; `key` (b, 2) uint32 holds a random key for every sample."""
 Shapes = Mapping[str, tuple[int, ...]]
+DROPOUT = 1000
+"""Stream of a sample's random numbers in every task."""
 SCANNABLE = ("stage_c", "stage_b")
 """Networks whose blocks can be stacked."""
 
@@ -91,9 +93,13 @@ class Task:
         del shapes
         return 0
 
+    def stacks(self, name: str) -> bool:
+        """Whether this task holds the component with its blocks stacked: where it scans."""
+        return self.config.scanned and name in SCANNABLE
+
     def arrange(self, name: str, variables: Variables) -> dict[str, Any]:
         """Variables of a component as this task holds them: blocks stacked where it scans."""
-        if self.config.scanned and name in SCANNABLE:
+        if self.stacks(name):
             return scan.stack(variables, getattr(self.config.model, name))
         return dict(variables)
 
@@ -127,9 +133,9 @@ def normal(keys: Array, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
 
 
-def dropout_key(batch: Batch) -> Array:
-    """One key for the dropout of a batch."""
-    return jax.random.fold_in(jax.random.wrap_key_data(batch["key"][0]), 1000)
+def dropout_keys(batch: Batch, *, dropping: bool) -> Array | None:
+    """A key per sample for the dropout of a network; None where it is off."""
+    return keys_of(batch, DROPOUT) if dropping else None
 
 
 def draw_logsnr(diffusion: DiffusionTraining, keys: Array) -> Float[Array, " b"]:

@@ -27,7 +27,7 @@ from ultrapixel_jax.training.tasks.base import (
     Variables,
     batch_size,
     draw_logsnr,
-    dropout_key,
+    dropout_keys,
     keys_of,
     latent_size,
     normal,
@@ -103,10 +103,10 @@ class TrainGuidance(Task):
         scale = ScaleInputs(sizes.scale(height, width), 1.0)
         epsilon = normal(keys_of(batch, HR), hr.shape[1:])
         x_hr = objective.diffuse(hr, epsilon, logsnr)
-        dropout = {"train": True, "rngs": {"dropout": dropout_key(batch)}} if task.frozen_dropout else {}
         predicted = model.denoise(
-            x_hr, schedule.noise_level(logsnr, jnp), conditioning, prepared, scale, **dropout
-        ).epsilon
+            x_hr, schedule.noise_level(logsnr, jnp), conditioning, prepared, scale,
+            dropout_keys=dropout_keys(batch, dropping=task.frozen_dropout),
+        ).epsilon  # fmt: skip
         return Losses(objective.epsilon_loss(predicted, epsilon), logsnr)
 
 

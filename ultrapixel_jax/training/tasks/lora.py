@@ -32,10 +32,15 @@ class TrainLora(Task):
         """Stage C, and the encoders where latents are not cached."""
         return ("stage_c", *encoders(self))
 
+    def arrange(self, name: str, variables: Variables) -> dict[str, Any]:
+        """The changes are unstacked, and without text tokens."""
+        if name != "lora":
+            return super().arrange(name, variables)
+        return {"params": {k: v for k, v in variables["params"].items() if k != "embeddings"}}
+
     def initial(self, name: str, key: Array) -> dict[str, Any]:
         """Fresh changes, without text tokens."""
-        variables = lora.init(key, self.config.model.lora)
-        return {"params": {k: v for k, v in variables["params"].items() if k != "embeddings"}}
+        return self.arrange(name, lora.init(key, self.config.model.lora))
 
     def flops(self, shapes: Shapes) -> int:
         """Forward and back through the frozen pass; gradients of the attention's weights are left out."""

@@ -29,7 +29,7 @@ from ultrapixel_jax.training.tasks.base import (
     Variables,
     batch_size,
     draw_logsnr,
-    dropout_key,
+    dropout_keys,
     keys_of,
     normal,
     uniform,
@@ -109,10 +109,9 @@ class TrainStageB(Task):
         conditioning = model.apply(
             variables["stage_b"], pooled.astype(dtype), effnet, x0.shape[1:3], method="condition"
         )
-        kwargs: dict[str, Any] = {"rngs": {"dropout": dropout_key(batch)}} if task.dropout else {}
         predicted: Any = model.apply(
             variables["stage_b"], x, schedule.noise_level(logsnr, jnp), conditioning,
-            train=task.dropout, **kwargs,
+            dropout_keys=dropout_keys(batch, dropping=task.dropout),
         )  # fmt: skip
         updated = {"effnet_encoder": changed} if task.train_encoder else {}
         return Losses(objective.epsilon_loss(predicted, epsilon), logsnr, updated)

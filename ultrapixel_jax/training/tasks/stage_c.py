@@ -22,7 +22,7 @@ from ultrapixel_jax.training.tasks.base import (
     Variables,
     batch_size,
     draw_logsnr,
-    dropout_key,
+    dropout_keys,
     keys_of,
     latent_size,
     normal,
@@ -99,6 +99,6 @@ def denoising_loss(
     x = objective.diffuse(x0, epsilon, logsnr).astype(dtype)
     r = schedule.noise_level(logsnr, jnp)
     conditioning = model.apply(stage_c, *text, method="condition")
-    kwargs: dict[str, Any] = {"rngs": {"dropout": dropout_key(batch)}} if dropout else {}
-    predicted: Any = model.apply(stage_c, x, r, conditioning, train=dropout, **kwargs)
+    keys = dropout_keys(batch, dropping=dropout)
+    predicted: Any = model.apply(stage_c, x, r, conditioning, dropout_keys=keys)
     return Losses(objective.epsilon_loss(predicted.epsilon, epsilon), logsnr)

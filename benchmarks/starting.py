@@ -1,0 +1,105 @@
+"""Memory that it takes to start a run from its sources' weights, by device: nothing runs.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=16 python -m benchmarks.starting --devices 1 4 8 16
+
+Of the program that makes the state of what the sources give (its arguments are donated), by the compiler's
+reckoning; and of the frozen networks beside it, by their shapes and the rules of `ultrapixel_jax.sharding`.
+The mesh is `fsdp=N`. Works for meshes of N devices on any machine, by that flag.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from ultrapixel_jax.data.build import Parser, exit_code
+
+
+def reckoned(config: Any, count: int) -> dict[str, float]:
+    """GB per device: of the state, of the peak of making it, of frozen networks, of their largest array."""
+    import jax
+    import jax.numpy as jnp
+
+    from ultrapixel_jax.models import components
+    from ultrapixel_jax.sharding import make_mesh
+    from ultrapixel_jax.training import state as states
+    from ultrapixel_jax.training.optimizer import make_optimizer
+    from ultrapixel_jax.training.tasks import make_task
+
+    mesh = make_mesh({"fsdp": count}, jax.devices()[:count])
+    task, optimizer = make_task(config), make_optimizer(config.optimizer, config.steps)
+
+    def held(name: str, dtype: Any) -> Any:
+        """Abstract variables of a network as the task holds them, placed."""
+        variables = components.abstract(name, getattr(config.model, name), dtype)
+        variables = jax.eval_shape(lambda v: task.arrange(name, v), variables)
+        places = states.variables_shardings(variables, mesh)
+        return jax.tree.map(
+            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), variables, places
+        )
+
+    def share(x: Any) -> int:
+        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+
+    with jax.set_mesh(mesh):
+        make = states.creator(task, optimizer)
+        given = {name: held(name, jnp.float32) for name in task.trained}
+        shardings = states.state_shardings(jax.eval_shape(make, given), optimizer, mesh)
+        made = jax.jit(make, donate_argnums=0, out_shardings=shardings).lower(given).compile()
+        memory: Any = made.memory_analysis()
+        frozen = [
+            share(x)
+            for name in task.frozen
+            for x in jax.tree.leaves(held(name, jnp.float32 if name == "stage_a" else task.dtype))
+        ]
+    output = memory.output_size_in_bytes
+    added = output - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    sizes = {
+        "weights": sum(share(x) for x in jax.tree.leaves(given)),
+        "state": output,
+        "peak": memory.argument_size_in_bytes + added,
+        "frozen": sum(frozen),
+        "largest": max(frozen, default=0),
+    }
+    return {name: size / 1e9 for name, size in sizes.items()}
+
+
+def run(argv: list[str]) -> None:
+    """Do what the command line says."""
+    p = Parser(
+        prog="python -m benchmarks.starting", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("--config", type=Path, default=Path("configs/train/guidance.py"), metavar="FILE",
+                   help="a preset of train.py; default: configs/train/guidance.py")  # fmt: skip
+    p.add_argument("--devices", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
+    o = p.read(argv)
+
+    import dataclasses
+
+    from ultrapixel_jax.config import load_config
+    from ultrapixel_jax.training.config import TrainConfig
+
+    config = load_config(o.config, TrainConfig)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, cached=True))
+    print("GB on each device, from cached latents\n")
+    print("| devices | trained weights | state | peak of making it | frozen | peak of starting |")
+    print("|---|---|---|---|---|---|")
+    for count in o.devices:
+        gb = reckoned(config, count)
+        # The state is made first; then the frozen networks come, of which one array may be there twice.
+        peak = max(gb["peak"], gb["state"] + gb["frozen"] + gb["largest"])
+        cells = (gb["weights"], gb["state"], gb["peak"], gb["frozen"], peak)
+        print(f"| {count} | " + " | ".join(f"{x:.2f}" for x in cells) + " |", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
