@@ -18,6 +18,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ultrapixel_jax.training.config import (
     GuidanceTask,
@@ -147,6 +148,7 @@ def main(out: str, process: str, count: str, port: str, ways: str, *names: str) 
     mesh, pictures = mesh_of_four(jax.devices()), {}
     for name in names or TASKS:
         meet(Path(out), process, int(count), name)
+        multihost_utils.sync_global_devices(name)
         pictures |= drawn(name, mesh, ways.split(","))
         print(name, file=sys.stderr, flush=True)
     np.savez(Path(out) / f"{process}.npz", **pictures)
