@@ -34,6 +34,7 @@ STOREYS: tuple[Mapping[str, str], ...] = (
         "report": "time and memory",
         "files": "full disks, fingerprints",
         "processes": "joining, agreeing, ending together",
+        "target": "platforms, while tracing",
     },
     {
         "models": "stages A, B, C · guidance (INR, fusion, SAN) · encoders · LoRA · ControlNet",
