@@ -117,7 +117,7 @@ def build(name: str, config: Any, size: tuple[int, int], dtype: str, *, torch: b
         image = jnp.zeros((2, c.c_clip_img), kind)
         x, r = values(2, *latent, c.c_latent), jnp.asarray([0.6, 0.6], jnp.float32)
         widths = [level.channels for level in c.levels]
-        operations = flops.stage_c_flops(c, latent, 2, tokens)
+        operations = flops.stage_c_flops(c, latent, 2, text_tokens=tokens)
         lr = {p: values(1, *bucket.lr, w) for p, w in zip(PLACES, widths + widths[::-1], strict=True)}
         if name == "prepare":
             assert guidance is not None

@@ -33,6 +33,8 @@ STOREYS: tuple[Mapping[str, str], ...] = (
         "flops": "operations, counted",
         "report": "time and memory",
         "files": "full disks, fingerprints",
+        "processes": "joining, agreeing, ending together",
+        "target": "platforms, while tracing",
     },
     {
         "models": "stages A, B, C · guidance (INR, fusion, SAN) · encoders · LoRA · ControlNet",

@@ -130,7 +130,7 @@ def test_whole_picture_is_the_sum_of_its_passes():
     out = flops.sampling_flops(*parts, hr=(96, 96), lr=(24, 24), latent_b=(1024, 1024))
     alone = flops.sampling_flops(c.stage_c, None, *parts[2:], hr=(96, 96), lr=(24, 24), latent_b=(1024, 1024))
     assert out["B"] == alone["B"] and out["A"] == alone["A"] and out["clip"] == alone["clip"]
-    low = 20 * flops.stage_c_flops(c.stage_c, (24, 24), 2) + flops.guidance_prepare_flops(
+    low = 20 * flops.stage_c_flops(c.stage_c, (24, 24), 2, text_tokens=77) + flops.guidance_prepare_flops(
         c.guidance, (24, 24), (96, 96)
     )
     assert out["C low"] - alone["C low"] == low

@@ -24,8 +24,6 @@ from ultrapixel_jax.sizes import HW
 
 TIME_DIM = 64
 """Width of the embeddings of the noise level and of every further condition."""
-TEXT_TOKENS = 77
-"""Text states among the conditioning tokens of stage C."""
 FREQUENCIES = 64
 """Of the Fourier features that the implicit function reads (`models.guidance`)."""
 
@@ -82,12 +80,12 @@ def _keys_values_flops(levels: Sequence[LevelConfig], tokens: int, c_cond: int) 
     )
 
 
-def stage_c_tokens(config: StageCConfig, text_tokens: int = TEXT_TOKENS) -> int:
-    """Conditioning tokens of stage C: the text's, and those of both pooled vectors."""
+def stage_c_tokens(config: StageCConfig, text_tokens: int) -> int:
+    """Conditioning tokens of stage C: `text_tokens` states of the text, and those of both pooled vectors."""
     return text_tokens + 2 * config.clip_tokens
 
 
-def stage_c_condition_flops(config: StageCConfig, batch: int = 1, text_tokens: int = TEXT_TOKENS) -> int:
+def stage_c_condition_flops(config: StageCConfig, batch: int = 1, *, text_tokens: int) -> int:
     """`StageC.condition`, once per prompt."""
     c = config
     tokens = stage_c_tokens(c, text_tokens)
@@ -96,7 +94,7 @@ def stage_c_condition_flops(config: StageCConfig, batch: int = 1, text_tokens: i
     return batch * (mapped + _keys_values_flops(c.levels, tokens, c.c_cond))
 
 
-def stage_c_flops(config: StageCConfig, size: HW, batch: int = 1, text_tokens: int = TEXT_TOKENS) -> int:
+def stage_c_flops(config: StageCConfig, size: HW, batch: int = 1, *, text_tokens: int) -> int:
     """One pass of stage C over a latent of `size`, without guidance; the conditioning comes ready."""
     c = config
     tokens, conditions = stage_c_tokens(c, text_tokens), len(c.timestep_conditions)
@@ -225,16 +223,17 @@ def sampling_flops(
     batch: int = 1,
 ) -> dict[str, int]:
     """Operations of a whole picture by stage, with classifier-free guidance: two passes per step."""
+    text = clip_text.positions
     out = {
         "clip": clip_text_flops(clip_text, 2 * batch),
-        "C low": stage_c_condition_flops(stage_c, 2 * batch),
-        "C high": steps_c * stage_c_flops(stage_c, hr, 2 * batch),
+        "C low": stage_c_condition_flops(stage_c, 2 * batch, text_tokens=text),
+        "C high": steps_c * stage_c_flops(stage_c, hr, 2 * batch, text_tokens=text),
         "B": stage_b_condition_flops(stage_b, hr, latent_b, 2 * batch)
         + steps_b * stage_b_flops(stage_b, latent_b, 2 * batch),
         "A": stage_a_decode_flops(stage_a, latent_b, batch),
     }
     if guidance is not None:
-        out["C low"] += steps_c * stage_c_flops(stage_c, lr, 2 * batch)
+        out["C low"] += steps_c * stage_c_flops(stage_c, lr, 2 * batch, text_tokens=text)
         out["C low"] += guidance_prepare_flops(guidance, lr, hr, batch)
         out["C high"] += steps_c * guidance_fuse_flops(guidance, hr, 2 * batch)
     return out

@@ -151,9 +151,8 @@ def test_help_names_every_option(capsys):
 def test_what_was_not_given_is_left_to_the_model():
     options = parse_arguments([*P, "--steps", "3", "--eta-b", "0"])
     assert (options.settings_c, options.settings_b) == ({"steps": 3}, {"eta": 0.0})
-    assert (options.height, options.width, options.seed, options.dtype) == (1024, 1024, 0, "float32")
+    assert (options.height, options.width, options.seed, options.dtype) == (1024, 1024, 0, None)
     assert parse_arguments([*P, "--mesh", "data=2, tensor=4"]).mesh == {"data": 2, "tensor": 4}
-    assert parse_arguments([*P, "--checkpoint", str(ROOT)]).dtype == "bfloat16"
     assert parse_arguments([*P, "--dtype", "bf16", "--tile", "auto"]).dtype == "bfloat16"
 
 

@@ -14,8 +14,10 @@ from safetensors.numpy import load_file
 import sample
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sampling import pictures
-from ultrapixel_jax.sizes import LR_SIDE, Bucket
+from ultrapixel_jax.sampling import pictures, ultrapixel
+from ultrapixel_jax.sampling.pipeline import Cascade
+from ultrapixel_jax.sampling.progress import Progress
+from ultrapixel_jax.sizes import Bucket
 
 
 @dataclasses.dataclass
@@ -24,7 +26,7 @@ class FakeResult:
     latents: dict[str, np.ndarray]
 
 
-class FakeCascade:
+class FakeCascade(Cascade):
     """Pictures that depend on seed, prompt and size; every call is written down."""
 
     calls: list = []  # noqa: RUF012
@@ -36,11 +38,12 @@ class FakeCascade:
     def load(cls, checkpoint, *, config=None, dtype, mesh=None, preview=False, ema=True, executables=None):
         cls.executables = executables
         cls.calls.append(("load", checkpoint, dtype, mesh, preview))
-        return cls(config or CascadeConfig(sampling_c=DiffusionConfig(steps=11)), preview)
+        model = cls(config or CascadeConfig(sampling_c=DiffusionConfig(steps=11)), preview)
+        model.mesh, model.dtype = mesh, dtype or "float32"
+        return model
 
     def __init__(self, config, preview):
         self.config, self.identity, self.preview = config, type(self).weights, preview
-        self.lr_side = config.guidance.lr_side if config.guidance else LR_SIDE
         self.report = types.SimpleNamespace(rows=lambda: [("load", 1.5, 2_000_000_000), ("A", 0.25, None)])
 
     def truncated(self, prompt):
@@ -49,7 +52,7 @@ class FakeCascade:
     def compile(self, request, *, batch_size):
         self.calls.append(("compile", Bucket.of(request.height, request.width).hr, batch_size, self.preview))
 
-    def generate(self, requests, *, batch_size, progress, tile, decode_bytes):
+    def generate(self, requests, *, batch_size, progress, tile, decode_bytes, latents):
         assert len(requests) <= batch_size
         self.calls.append(("generate", [(r.prompt, r.seed) for r in requests], batch_size, self.preview))
         if self.fail is not None and any(r.seed == 2 for r in requests):
@@ -68,9 +71,7 @@ class FakeCascade:
 def fake(monkeypatch, tmp_path):
     for name, value in (("calls", []), ("weights", "weights-1"), ("fail", None)):
         monkeypatch.setattr(FakeCascade, name, value)
-    module = types.ModuleType("ultrapixel_jax.sampling.pipeline")
-    module.Cascade = FakeCascade
-    monkeypatch.setitem(sys.modules, "ultrapixel_jax.sampling.pipeline", module)
+    monkeypatch.setattr(ultrapixel, "Cascade", FakeCascade)
 
     def run(*arguments, code=0):
         FakeCascade.calls.clear()
@@ -269,10 +270,10 @@ class Terminal:
 
 
 def test_bars_only_on_a_terminal(monkeypatch):
-    assert not sample.Progress(1, 0, quiet=False).visible
+    assert not Progress(1, 0, quiet=False).visible
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert not sample.Progress(1, 0, quiet=True).visible
-    with sample.Progress(3, 1, quiet=False) as progress:
+    assert not Progress(1, 0, quiet=True).visible
+    with Progress(3, 1, quiet=False) as progress:
         for stage in ("C low", "C high", "B", "C low"):
             for step in range(1, 5):
                 progress(stage, step, 4)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ultrapixel_jax import flops
 from ultrapixel_jax.checkpoints import named_weights
 from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
@@ -24,6 +25,10 @@ FLOAT32_ALWAYS = ("stage_a", "previewer")
 """Components that are kept in float32: bfloat16 has fewer values in [0, 1] than a byte."""
 
 
+SMALL = 100_000_000
+"""Parameters of stage C below which a model is small."""
+
+
 @dataclasses.dataclass
 class Weights:
     """A loaded model."""
@@ -35,13 +40,15 @@ class Weights:
     """Directory with the tokenizer's files."""
     variables: dict[str, Any]
     """By component."""
+    dtype: str = "float32"
+    """Of the networks, but for `FLOAT32_ALWAYS`."""
 
 
 def load_weights(
     checkpoint: Path | None,
     config: CascadeConfig | None,
     *,
-    dtype: str,
+    dtype: str | None,
     mesh: jax.sharding.Mesh | None,
     preview: bool,
     ema: bool = True,
@@ -52,7 +59,7 @@ def load_weights(
         checkpoint: directory written by conversion, or that of a training run; None for the demo, or
             with a `config` for weights made from the names of its parameters.
         config: what to use instead of the checkpoint's own configuration, where weights allow.
-        dtype: of the weights, but for `FLOAT32_ALWAYS`.
+        dtype: of the weights, but for `FLOAT32_ALWAYS`; None is `natural_dtype`'s.
         mesh: devices to spread over.
         preview: the previewer instead of stages B and A.
         ema: of a training run, the moving average of its parameters.
@@ -74,11 +81,12 @@ def from_sources(
     wanted: Sequence[str],
     *,
     what: str,
-    dtype: str,
+    dtype: str | None,
     mesh: jax.sharding.Mesh | None,
 ) -> Weights:
     """The networks `wanted` of `sources`; `guidance` may be missing, and LoRA is added where there is one."""
     cascade = _configuration(sources, config, wanted, what)
+    dtype = dtype or natural_dtype(cascade)
     place = None if mesh is None else lambda path, struct: parameter_sharding(path, struct.shape, mesh)
     variables = {
         name: sources.load(name, getattr(cascade, name), dtype=_dtype(name, dtype), place=place)
@@ -87,7 +95,30 @@ def from_sources(
     }
     if "stage_c" in variables and "lora" in sources.entries:
         variables["stage_c"] = lora.merge(variables["stage_c"], sources.load("lora", cascade.lora))
-    return Weights(cascade, sources.identity, sources.tokenizer, variables)
+    return Weights(cascade, sources.identity, sources.tokenizer, variables, dtype)
+
+
+def load_network(
+    name: str,
+    checkpoint: Path | None,
+    config: CascadeConfig | None,
+    *,
+    mesh: jax.sharding.Mesh | None,
+    ema: bool = True,
+) -> dict[str, Any]:
+    """Variables of the network `name` alone, by component, as `load_weights` finds them."""
+    if checkpoint is None and config is not None:
+        return _untrained(config, [name], None, mesh).variables
+    sources = Sources([checkpoint or DEMO], ema=ema, traced=True)
+    return from_sources(sources, config, [name], what=name, dtype=None, mesh=mesh).variables
+
+
+def natural_dtype(config: CascadeConfig) -> str:
+    """What a model of this size computes in: bfloat16, but for small ones, where it gains nothing."""
+    c = config.stage_c
+    # Every weight of a one-pixel map is multiplied once, but for those of repeated blocks.
+    parameters = flops.stage_c_flops(c, (c.patch_size, c.patch_size), text_tokens=0) // 2
+    return "float32" if parameters < SMALL else "bfloat16"
 
 
 def _configuration(
@@ -125,9 +156,10 @@ def _dtype(name: str, dtype: str) -> Any:
 
 
 def _untrained(
-    config: CascadeConfig, wanted: Sequence[str], dtype: str, mesh: jax.sharding.Mesh | None
+    config: CascadeConfig, wanted: Sequence[str], dtype: str | None, mesh: jax.sharding.Mesh | None
 ) -> Weights:
     """Weights made from the names of parameters: the same everywhere, and trained on nothing."""
+    dtype = dtype or natural_dtype(config)
     variables = {}
     for name in wanted:
         if getattr(config, name) is None:
@@ -142,7 +174,7 @@ def _untrained(
 
         abstract = components.abstract(name, getattr(config, name))
         variables[name] = jax.tree_util.tree_map_with_path(make, abstract)
-    return Weights(config, "untrained", BYTE_TOKENIZER, variables)
+    return Weights(config, "untrained", BYTE_TOKENIZER, variables, dtype)
 
 
 def _named(path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -45,7 +45,8 @@ class Options:
     """The same for stage B."""
     checkpoint: Path | None
     config: Path | None
-    dtype: str
+    dtype: str | None
+    """None goes by the model's size."""
     mesh: dict[str, int] | None
     batch_size: int | None
     tile: int | None
@@ -105,8 +106,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         settings_b=settings[1],
         checkpoint=_existing_directory(values.checkpoint),
         config=values.config,
-        # The demo is small and runs on CPUs, where bfloat16 gains nothing.
-        dtype=values.dtype or ("bfloat16" if values.checkpoint else "float32"),
+        dtype=values.dtype,
         mesh=values.mesh,
         batch_size=values.batch_size,
         tile=values.tile,
@@ -177,7 +177,7 @@ def _parser() -> Parser:
     p.option("--checkpoint", Path, "a checkpoint that `python -m convert` wrote", metavar="DIR")
     p.option("--config", Path, "a Python file with `config = CascadeConfig(...)`", metavar="FILE")
     p.flag("--no-ema", "of a run, the trained weights and not their moving average")
-    p.option("--dtype", DTYPE, "of computing", shown="bfloat16 with a checkpoint, float32 without")
+    p.option("--dtype", DTYPE, "of computing", shown="bfloat16, but float32 for small models like the demo")
     p.section("output")
     p.option(
         "--output",

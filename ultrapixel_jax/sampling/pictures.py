@@ -20,17 +20,16 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from ultrapixel_jax import __version__
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import fingerprint
+from ultrapixel_jax.sampling.picture import KEY, Picture
 from ultrapixel_jax.sampling.requests import MAX_SEED, Request, check_prompt
 from ultrapixel_jax.sizes import LR_SIDE, check_size
 
-KEY = "ultrapixel"
-"""Keyword of the PNG's iTXt chunk that holds the metadata as one JSON object."""
 FORMAT = 1
 """Version of that object's layout; raised when an older reader would misread it."""
 SAME_PICTURE = (
@@ -79,8 +78,11 @@ def config_identity(config: CascadeConfig) -> str:
     return fingerprint(values)
 
 
-def describe(request: Request, run: Run) -> dict[str, Any]:
-    """The metadata of the picture of `request`: all that is needed to make it again."""
+def describe(request: Request, run: Run, latents: str | None = None) -> dict[str, Any]:
+    """The metadata of the picture of `request`: all that is needed to make it again.
+
+    But for a picture that was decoded from latents that somebody gave; `latents` is their digest then.
+    """
     asked = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
     del asked["name"], asked["index"]
     asked |= {"stage_c": to_dict(request.stage_c), "stage_b": to_dict(request.stage_b)}
@@ -88,12 +90,43 @@ def describe(request: Request, run: Run) -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    return {"format": FORMAT} | asked | dataclasses.asdict(run) | {"versions": versions}
+    given = {} if latents is None else {"latents": latents}
+    return {"format": FORMAT} | asked | dataclasses.asdict(run) | given | {"versions": versions}
+
+
+def check_same_model(made_by: Run, now: Run) -> None:
+    """Refuse to make a picture again with other weights or another configuration.
+
+    Raises:
+        UserError: they are others.
+    """
+    if made_by.checkpoint != now.checkpoint:
+        raise UserError(
+            f"the picture was made with checkpoint {made_by.checkpoint}, and this is {now.checkpoint}; "
+            "give its own with --checkpoint"
+        )
+    if made_by.config != now.config:
+        raise UserError(
+            f"the picture was made with configuration {made_by.config}, and this is {now.config}; "
+            "give its own with --config"
+        )
+
+
+def compared(original: Path, again: Path) -> str:
+    """Whether two pictures on disk have the same pixels, in words."""
+    one, other = load_pixels(original), load_pixels(again)
+    if one.shape != other.shape:
+        return f"reproduced: NO, its shape {one.shape} became {other.shape}"
+    off = abs(one.astype(int) - other.astype(int))
+    if not off.any():
+        return "reproduced: yes, every pixel is bit-identical"
+    return f"reproduced: NO, {(off > 0).mean():.2%} of the values differ, by {off.max()} of 255 at most"
 
 
 def same_picture(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two metadata describe the same picture (see `SAME_PICTURE`)."""
-    return all(key in one and key in other and one[key] == other[key] for key in SAME_PICTURE)
+    same = all(key in one and key in other and one[key] == other[key] for key in SAME_PICTURE)
+    return same and one.get("latents") == other.get("latents")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -141,6 +174,8 @@ def recorded(metadata: Mapping[str, Any]) -> tuple[Request, Run]:
     Raises:
         UserError: a value is missing, of another type or out of range.
     """
+    if "latents" in metadata:
+        raise UserError("the picture was decoded from latents that were given, and does not have them")
     try:
         values = {f.name: metadata[f.name] for f in dataclasses.fields(Request) if f.name in metadata}
         values["lr_side"] = LR_SIDE  # of pictures of before there was a choice
@@ -261,6 +296,13 @@ def save(
     raise UserError(f"more than {MAX_NUMBER} pictures are named {name!r}; take another --output")
 
 
+def save_picture(directory: Path, name: str, picture: Picture, *, again: bool = False) -> Saved:
+    """`save` a picture with its metadata and the latents that it has."""
+    return save(
+        directory, name, np.asarray(picture), picture.metadata, latents=picture.latents or None, again=again
+    )
+
+
 def load_pixels(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Pixels of the picture at `path`."""
     with Image.open(path, formats=("PNG",)) as picture:
@@ -294,23 +336,10 @@ def _is_done(path: Path, metadata: Mapping[str, Any], latents: bool) -> bool:
 
 
 def _write_png(path: Path, image: np.ndarray, metadata: Mapping[str, Any]) -> None:
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt(KEY, json.dumps(metadata, allow_nan=False))
-    info.add_itxt("parameters", _parameters(metadata))
     with path.open("xb") as file:
-        Image.fromarray(image).save(file, format="PNG", pnginfo=info)
+        Picture.of(image, metadata).save(file, format="PNG")
         file.flush()
         os.fsync(file.fileno())  # a full disk may show only here
-
-
-def _parameters(metadata: Mapping[str, Any]) -> str:
-    """The metadata as people write it under a picture; many viewers show this key."""
-    settings = {"Seed": metadata["seed"], "Size": f"{metadata['width']}x{metadata['height']}"}
-    for stage, label in (("stage_c", ""), ("stage_b", " (B)")):
-        for key in ("steps", "sampler", "cfg", "shift", "schedule"):
-            settings[key.capitalize() + label] = metadata[stage][key]
-    lines = [metadata["prompt"], "Negative prompt: " + metadata["negative_prompt"]]
-    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in settings.items())])
 
 
 def _write_latents(path: Path, latents: Mapping[str, np.ndarray]) -> None:

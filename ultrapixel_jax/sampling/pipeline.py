@@ -27,7 +27,7 @@ from ultrapixel_jax.sampling.stages.pixels import PreviewDecoder, TiledDecoder
 from ultrapixel_jax.sampling.stages.stage_b import StageBSampler
 from ultrapixel_jax.sampling.stages.stage_c import StageCLatents, TwoBranchSampler
 from ultrapixel_jax.sampling.stages.text import TextEncoder
-from ultrapixel_jax.sharding import fetch
+from ultrapixel_jax.sharding import batch_multiple, fetch
 from ultrapixel_jax.sizes import LR_SIDE, Bucket
 
 Progress = Callable[[str, int, int, Estimate], None]
@@ -52,12 +52,14 @@ class Cascade:
         weights: Weights,
         tokenizer: Tokenizer,
         *,
-        dtype: str,
         mesh: jax.sharding.Mesh | None,
+        dtype: str | None = None,
         report: Report,
         executables: Path | None = None,
     ) -> None:
+        dtype = dtype or weights.dtype
         self.config: CascadeConfig = weights.config
+        self.dtype: str = dtype
         self.identity: str = weights.identity
         self.preview: bool = "stage_b" not in weights.variables
         """Whether it has the previewer in place of stages B and A."""
@@ -78,7 +80,7 @@ class Cascade:
         checkpoint: Path | None,
         *,
         config: CascadeConfig | None = None,
-        dtype: str = "float32",
+        dtype: str | None = None,
         mesh: jax.sharding.Mesh | None = None,
         preview: bool = False,
         ema: bool = True,
@@ -90,7 +92,7 @@ class Cascade:
             checkpoint: directory written by `python -m convert`, or that of a training run; None for the
                 demo, or with a `config` for weights made from the names of its parameters.
             config: replaces the checkpoint's configuration where the weights allow it.
-            dtype: of weights and computation; the decoders stay in float32.
+            dtype: of weights and computation; the decoders stay in float32. None goes by the size.
             mesh: devices to spread weights and batch over.
             preview: load the previewer in place of stages B and A.
             ema: of a training run, the moving average of its parameters.
@@ -104,7 +106,7 @@ class Cascade:
         with report.stage("load"), _on(mesh):
             weights = load_weights(checkpoint, config, dtype=dtype, mesh=mesh, preview=preview, ema=ema)
             tokenizer = Tokenizer(weights.tokenizer, weights.config.clip_text.positions)
-        return cls(weights, tokenizer, dtype=dtype, mesh=mesh, report=report, executables=executables)
+        return cls(weights, tokenizer, mesh=mesh, report=report, executables=executables)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -161,6 +163,7 @@ class Cascade:
         progress: Progress | None = None,
         tile: int | None = None,
         decode_bytes: int = DECODE_BYTES,
+        latents: Sequence[Mapping[str, np.ndarray]] | None = None,
     ) -> list[Result]:
         """Pictures of `requests`, which share their bucket and sampling settings.
 
@@ -170,6 +173,8 @@ class Cascade:
             progress: told of every stage's steps.
             tile: side of stage A's tiles in latent pixels; None is the largest that `decode_bytes` allow.
             decode_bytes: memory that decoding may take.
+            latents: of each request, those to go on from, by the names of `Result.latents`: `stage_b`, which
+                stage A decodes, or else `stage_c`; all with the same names.
 
         Raises:
             UserError: not even the smallest tile decodes within `decode_bytes`.
@@ -179,12 +184,16 @@ class Cascade:
         tile = self._tile(batch_size, tile, decode_bytes)
         filled = [*requests, *[requests[-1]] * (batch_size - len(requests))]
         bucket = self.bucket(requests[0])
+        given = _stacked(latents, batch_size)
         with _on(self.mesh):
-            prompts = self._encode(filled)
-            c = self._draw(filled, bucket, prompts, progress)
-            stage_b, images = self._decode(filled, bucket, prompts, c.high, progress, tile)
-        latents = {"stage_c_low": c.low, "stage_c": c.high, "stage_b": stage_b}
-        arrays = {name: fetch(x).astype(np.float32) for name, x in latents.items() if x is not None}
+            if "stage_b" in given and not self.preview:
+                made, images = given, self._pixels(given["stage_b"], bucket, tile)
+            else:
+                prompts = self._encode(filled)
+                c = given or self._draw(filled, bucket, prompts, progress)._asdict()
+                stage_b, images = self._decode(filled, bucket, prompts, c["stage_c"], progress, tile)
+                made = {**c, "stage_b": stage_b}
+        arrays = {name: fetch(x).astype(np.float32) for name, x in made.items() if x is not None}
         return [
             Result(self._cropped(images[i], request), {name: x[i] for name, x in arrays.items()})
             for i, request in enumerate(requests)
@@ -212,6 +221,14 @@ class Cascade:
         with _on(self.mesh):
             prompts = self._encode(requests)
             return self._decode(requests, bucket, prompts, jnp.asarray(latent), None, tile)[1]
+
+    def previewed(self, latent: Float[Any, "b h w c"]) -> UInt8[np.ndarray, "b h8 w8 3"]:
+        """Small pictures of stage C latents, any number of them, by the previewer."""
+        count = latent.shape[0]
+        missing = -count % batch_multiple(self.mesh)
+        with _on(self.mesh):
+            filled = jnp.concatenate([jnp.asarray(latent), *[jnp.asarray(latent[:1])] * missing])
+            return fetch(self.previewer(filled))[:count]
 
     def _encode(self, requests: Sequence[Request]) -> Prompts:
         """The text of `requests`."""
@@ -246,8 +263,12 @@ class Cascade:
             stage_b = self.stage_b(
                 prompts.pooled, latent, bucket.stage_b, seeds, settings, _of("B", progress)
             )
+        return stage_b, self._pixels(stage_b, bucket, tile)
+
+    def _pixels(self, stage_b: Any, bucket: Bucket, tile: int) -> np.ndarray:
+        """Stage A's pictures, uint8."""
         with self.report.stage("A"):
-            return stage_b, self.stage_a(stage_b, bucket.pixels, tile)
+            return self.stage_a(stage_b, bucket.pixels, tile)
 
     def _tile(self, batch_size: int, tile: int | None, decode_bytes: int) -> int:
         """Side of stage A's tiles; found before any work, since it can fail."""
@@ -258,6 +279,14 @@ class Cascade:
     def _cropped(self, image: UInt8[np.ndarray, "h w 3"], request: Request) -> UInt8[np.ndarray, "h2 w2 3"]:
         """A bucket holds sizes that differ by less than 8 pixels; each gets its own crop."""
         return image if self.preview else image[: request.height, : request.width]
+
+
+def _stacked(latents: Sequence[Mapping[str, np.ndarray]] | None, batch_size: int) -> dict[str, Any]:
+    """Latents of a batch by name, filled up to `batch_size` as requests are."""
+    if not latents:
+        return {}
+    filled = [*latents, *[latents[-1]] * (batch_size - len(latents))]
+    return {name: jnp.asarray(np.stack([one[name] for one in filled])) for name in latents[0]}
 
 
 def _of(stage: str, progress: Progress | None) -> Watch | None:

@@ -35,14 +35,14 @@ class LowPass(NamedTuple):
 class StageCLatents(NamedTuple):
     """What stage C draws."""
 
-    low: Float[Array, "b h w c"] | None
+    stage_c_low: Float[Array, "b h w c"] | None
     """Of the LR pass; None without guidance."""
-    high: Float[Array, "b H W c"]
+    stage_c: Float[Array, "b H W c"]
     """Of the HR pass: the one that is decoded."""
 
 
 class TwoBranchSampler(Stage):
-    """Stage C and the guidance networks, and both passes through them (§6)."""
+    """Stage C and the guidance networks, and both passes through them."""
 
     networks = ("stage_c", "guidance")
 

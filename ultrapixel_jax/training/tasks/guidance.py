@@ -58,12 +58,12 @@ class TrainGuidance(Task):
         config = self.config.model
         assert config.guidance is not None
         hr, lr, batch = latent_size(shapes, "latent"), latent_size(shapes, "latent_lr"), batch_size(shapes)
-        once = flops.stage_c_condition_flops(config.stage_c, batch) + flops.stage_c_flops(
-            config.stage_c, lr, batch
-        )
+        text = config.clip_text.positions
+        once = flops.stage_c_condition_flops(config.stage_c, batch, text_tokens=text)
+        once += flops.stage_c_flops(config.stage_c, lr, batch, text_tokens=text)
         trained = flops.guidance_prepare_flops(config.guidance, lr, hr, batch)
         trained += flops.guidance_fuse_flops(config.guidance, hr, batch)
-        return once + 2 * flops.stage_c_flops(config.stage_c, hr, batch) + 3 * trained
+        return once + 2 * flops.stage_c_flops(config.stage_c, hr, batch, text_tokens=text) + 3 * trained
 
     def loss(
         self,

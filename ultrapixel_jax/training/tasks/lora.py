@@ -44,9 +44,10 @@ class TrainLora(Task):
 
     def flops(self, shapes: Shapes) -> int:
         """Forward and back through the frozen pass; gradients of the attention's weights are left out."""
-        config, batch = self.config.model.stage_c, batch_size(shapes)
-        once = flops.stage_c_condition_flops(config, batch)
-        return once + 2 * flops.stage_c_flops(config, latent_size(shapes, "latent"), batch)
+        config, text = self.config.model.stage_c, self.config.model.clip_text.positions
+        batch, size = batch_size(shapes), latent_size(shapes, "latent")
+        once = flops.stage_c_condition_flops(config, batch, text_tokens=text)
+        return once + 2 * flops.stage_c_flops(config, size, batch, text_tokens=text)
 
     def loss(
         self,

@@ -58,8 +58,9 @@ class TrainStageC(Task):
     def flops(self, shapes: Shapes) -> int:
         """Three times a forward pass, the text encoder's too where it is trained."""
         config, batch = self.config.model, batch_size(shapes)
-        once = flops.stage_c_condition_flops(config.stage_c, batch)
-        once += flops.stage_c_flops(config.stage_c, latent_size(shapes, "latent"), batch)
+        text, size = config.clip_text.positions, latent_size(shapes, "latent")
+        once = flops.stage_c_condition_flops(config.stage_c, batch, text_tokens=text)
+        once += flops.stage_c_flops(config.stage_c, size, batch, text_tokens=text)
         if self._text:
             once += flops.clip_text_flops(config.clip_text, batch)
         return 3 * once

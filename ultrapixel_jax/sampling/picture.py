@@ -1,0 +1,62 @@
+"""A picture in memory: an image of PIL's that carries how it was made, into every PNG that it is saved as."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, PngImagePlugin
+
+KEY = "ultrapixel"
+"""Keyword of the PNG's iTXt chunk that holds the metadata as one JSON object."""
+COMPRESSION = 1
+"""zlib's level for PNGs: files are a tenth larger than at PIL's 6, and written seven times faster."""
+
+
+class Picture(Image.Image):
+    """An RGB image whose `save` as PNG writes its metadata; copies and changed images carry none."""
+
+    metadata: dict[str, Any]
+    """How it was made, from `pictures.describe`; what ``sample.py --reproduce`` reads."""
+    latents: dict[str, Float[np.ndarray, "h w c"]]
+    """`stage_c_low`, `stage_c` and `stage_b`, where they were asked for."""
+
+    @classmethod
+    def of(
+        cls,
+        image: UInt8[np.ndarray, "h w 3"],
+        metadata: Mapping[str, Any],
+        latents: Mapping[str, np.ndarray] | None = None,
+    ) -> Picture:
+        """The picture of these pixels."""
+        picture = Image.fromarray(image)
+        picture.__class__ = cls  # PIL has no constructor for subclasses
+        assert isinstance(picture, cls)
+        picture.metadata, picture.latents = dict(metadata), dict(latents or {})
+        picture.info |= texts(metadata)
+        return picture
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """As `PIL.Image.Image.save`; a PNG gets the metadata, and is compressed lightly."""
+        info = PngImagePlugin.PngInfo()
+        for key, text in texts(self.metadata).items():
+            info.add_itxt(key, text)
+        super().save(fp, format, **{"pnginfo": info, "compress_level": COMPRESSION, **params})
+
+
+def texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of a PNG by keyword: all of `metadata`, and what people write under a picture."""
+    return {KEY: json.dumps(metadata, allow_nan=False), "parameters": _parameters(metadata)}
+
+
+def _parameters(metadata: Mapping[str, Any]) -> str:
+    """The metadata as people write it under a picture; many viewers show this key."""
+    settings = {"Seed": metadata["seed"], "Size": f"{metadata['width']}x{metadata['height']}"}
+    for stage, label in (("stage_c", ""), ("stage_b", " (B)")):
+        for key in ("steps", "sampler", "cfg", "shift", "schedule"):
+            settings[key.capitalize() + label] = metadata[stage][key]
+    lines = [metadata["prompt"], "Negative prompt: " + metadata["negative_prompt"]]
+    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in settings.items())])

@@ -1,0 +1,393 @@
+"""The Python API: `UltraPixel.load(...)`, then `model("a prompt", height=…, width=…)`.
+
+All that ``sample.py`` does goes through it: `requests`, then `draw`, which yields what is finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from ultrapixel_jax.checkpoints.weights import load_network
+from ultrapixel_jax.compilation import cache as compilation_cache
+from ultrapixel_jax.config import (
+    CascadeConfig,
+    DiffusionConfig,
+    SamplerName,
+    ScheduleName,
+    check_dtype,
+    load_config,
+)
+from ultrapixel_jax.errors import UserError, unknown_key
+from ultrapixel_jax.sampling import pictures
+from ultrapixel_jax.sampling.picture import Picture
+from ultrapixel_jax.sampling.pipeline import Cascade, Progress
+from ultrapixel_jax.sampling.requests import DECODE_BYTES, Entry, Request, check_prompt, make_requests, plan
+from ultrapixel_jax.sharding import batch_multiple, make_mesh
+
+Latents = Mapping[str, Float[np.ndarray, "_h _w _c"]]
+"""Of one picture: `stage_c_low`, `stage_c`, `stage_b`, as `Picture.latents`."""
+Callback = Callable[[str, int, int, Callable[[], list[Image.Image]]], Any]
+"""Called with (stage, steps done, steps in all, preview); `preview()` makes a small picture of each one in
+the batch as it is so far. Stages are `C low`, `C high` and `B`."""
+GIVEN_LATENTS = ("stage_b", "stage_c")
+"""Latents that a picture can go on from, the latest first."""
+
+
+class Sampling(TypedDict, total=False):
+    """Sampling of stage C, both passes, and with `_b` of stage B; what is left out is the model's own."""
+
+    steps: int
+    cfg: float
+    cfg_hr: float
+    shift: float
+    sampler: SamplerName
+    eta: float
+    schedule: ScheduleName
+    cfg_rescale: float
+    steps_b: int
+    cfg_b: float
+    shift_b: float
+    sampler_b: SamplerName
+    eta_b: float
+    schedule_b: ScheduleName
+    cfg_rescale_b: float
+
+
+class UltraPixel:
+    """A loaded model."""
+
+    def __init__(self, cascade: Cascade, load_previewer: Callable[[], dict[str, Any]]) -> None:
+        self.cascade = cascade
+        self._load_previewer = load_previewer
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path | None = None,
+        *,
+        config: CascadeConfig | str | Path | None = None,
+        dtype: str | None = None,
+        mesh: Mapping[str, int] | jax.sharding.Mesh | None = None,
+        preview: bool = False,
+        ema: bool = True,
+        cache: Literal[True, False] | str | Path = True,
+    ) -> UltraPixel:
+        """Load a model onto the devices.
+
+        Args:
+            checkpoint: directory that `ultrapixel_jax.convert` wrote, or that of a training run; None is the
+                demo that comes with the package.
+            config: replaces the checkpoint's configuration where its weights allow; a `CascadeConfig` or a
+                Python file that defines one. Without a checkpoint the weights are untrained.
+            dtype: float32 or bfloat16, of weights and computing; None goes by the model's size. The decoders
+                compute in float32.
+            mesh: devices to spread weights and pictures over, like `{"data": 4}`; None is one device.
+            preview: draw with the small previewer in place of stages B and A.
+            ema: of a training run, the moving average of its weights.
+            cache: where compiled programs are kept: True is the user's cache directory (jax's own cache is
+                turned on there too), False keeps none.
+
+        Raises:
+            UserError: no such checkpoint, one that lacks a network, another variant than `config`, a mesh
+                that does not fit the devices, a cache that cannot be written.
+        """
+        if isinstance(config, (str, Path)):
+            config = load_config(config)
+        assert config is None or isinstance(config, CascadeConfig)
+        dtype = None if dtype is None else check_dtype(dtype)
+        directory = None if checkpoint is None else Path(checkpoint)
+        kept = None
+        if cache is not False:
+            kept = compilation_cache.use(None if cache is True else Path(cache))
+        devices = make_mesh(mesh) if isinstance(mesh, Mapping) else mesh
+        cascade = Cascade.load(
+            directory, config=config, dtype=dtype, mesh=devices, preview=preview, ema=ema,
+            executables=compilation_cache.executables(kept),
+        )  # fmt: skip
+        previewer = functools.partial(load_network, "previewer", directory, config, mesh=devices, ema=ema)
+        return cls(cascade, previewer)
+
+    @property
+    def config(self) -> CascadeConfig:
+        """Sizes of the networks, and how the model is sampled unless told otherwise."""
+        return self.cascade.config
+
+    # ------------------------------------------------------------------------ pictures
+
+    def __call__(self, prompt: str | Sequence[str], **options: Any) -> list[Picture]:
+        """Pictures of prompts, in the order asked for; options are those of `stream`.
+
+        Raises:
+            UserError: as `stream`.
+        """
+        made = list(self.stream(prompt, **options))
+        return [picture for _, picture in sorted(made, key=lambda pair: pair[0])]
+
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] = "",
+        height: int | Sequence[int] = 1024,
+        width: int | Sequence[int] = 1024,
+        seed: int | Sequence[int] = 0,
+        num_images: int = 1,
+        batch_size: int = 1,
+        tile: int | None = None,
+        decode_memory: float = DECODE_BYTES / 1e9,
+        latents: Latents | Sequence[Latents] | None = None,
+        return_latents: bool = False,
+        callback: Callback | None = None,
+        **sampling: Unpack[Sampling],
+    ) -> Iterator[tuple[int, Picture]]:
+        """Pictures as they are finished, each with its place in the order asked for.
+
+        Pictures of equal shapes run together, whatever their order; each new shape compiles once.
+
+        Args:
+            prompt: one, or a list of them.
+            negative_prompt: what to keep away from; one, or as many as prompts, as the next three.
+            height: pixels, 256 to 8192.
+            width: pixels.
+            seed: 0 to 2³² − 1; the same seed makes the same picture.
+            num_images: of each prompt, with seeds seed, seed + 1, …
+            batch_size: pictures at once, rounded up to what the mesh divides.
+            tile: side of stage A's tiles in latents of 4×4 pixels; None is the largest that fits.
+            decode_memory: GB (10⁹ bytes) that decoding may take.
+            latents: of each picture, to go on from: `stage_b` is only decoded, `stage_c` by stages B and A.
+            return_latents: whether the pictures' `latents` are filled in.
+            callback: told of every stage's steps.
+            sampling: fields of `Sampling`, like ``steps=20, cfg=4.0``.
+
+        Raises:
+            UserError: a value out of range, lists of different lengths, an unknown option, or too little
+                memory.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        entries = [
+            Entry(*(check_prompt(text) for text in texts), *numbers)
+            for *texts, numbers in zip(
+                prompts,
+                _each("negative_prompt", negative_prompt, len(prompts)),
+                zip(*(_each(name, value, len(prompts)) for name, value in
+                      (("seed", seed), ("height", height), ("width", width)))),
+                strict=True,
+            )
+        ]  # fmt: skip
+        requests = self.requests(entries, num_images=num_images, **sampling)
+        for text in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):
+            if cut := self.cascade.truncated(text):
+                tokens = self.config.clip_text.positions
+                warnings.warn(f"prompt over {tokens} tokens, cut off is: {cut!r}", stacklevel=3)
+        if isinstance(latents, Mapping):
+            latents = [latents]
+        yield from self.draw(
+            requests, batch_size=batch_size, tile=tile, decode_memory=decode_memory, latents=latents,
+            return_latents=return_latents, callback=callback,
+        )  # fmt: skip
+
+    def preview(self, latent: Float[np.ndarray, "*b h w c"]) -> list[Image.Image]:
+        """Small pictures of stage C latents, one or several, eight pixels for each position on a side."""
+        latent = latent[None] if latent.ndim == 3 else latent
+        return [Image.fromarray(image) for image in self._previewed(lambda: latent)]
+
+    # ------------------------------------------------------------------------ the same, step by step
+
+    def requests(
+        self,
+        entries: Sequence[Entry],
+        *,
+        height: int = 1024,
+        width: int = 1024,
+        seed: int = 0,
+        negative_prompt: str = "",
+        num_images: int = 1,
+        **sampling: Unpack[Sampling],
+    ) -> list[Request]:
+        """What to draw, checked: `num_images` of each entry; the arguments are for what entries leave out.
+
+        Raises:
+            UserError: a value out of range, or an unknown option.
+        """
+        stage_c, stage_b = self.settings(**sampling)
+        return make_requests(
+            entries, height=height, width=width, stage_c=stage_c, stage_b=stage_b, seed=seed,
+            negative_prompt=negative_prompt, num_images=num_images,
+        )  # fmt: skip
+
+    def settings(self, **sampling: Unpack[Sampling]) -> tuple[DiffusionConfig, DiffusionConfig]:
+        """Sampling of stages C and B: the model's own but for `sampling`."""
+        for name in sampling:
+            if name not in Sampling.__annotations__:
+                raise UserError(unknown_key(name, [*Sampling.__annotations__, *_OPTIONS], "option"))
+        values = {name: _checked_number(name, value) for name, value in sampling.items()}
+        of_b = {name.removesuffix("_b"): v for name, v in values.items() if name.endswith("_b")}
+        of_c: dict[str, Any] = {name: v for name, v in values.items() if not name.endswith("_b")}
+        stage_c = dataclasses.replace(self.config.sampling_c, **of_c)
+        return stage_c, dataclasses.replace(self.config.sampling_b, **of_b)
+
+    def draw(
+        self,
+        requests: Sequence[Request],
+        *,
+        batch_size: int = 1,
+        tile: int | None = None,
+        decode_memory: float = DECODE_BYTES / 1e9,
+        latents: Sequence[Latents] | None = None,
+        return_latents: bool = False,
+        callback: Callback | None = None,
+    ) -> Iterator[tuple[int, Picture]]:
+        """Each request's place in `requests` and its picture, as they are finished.
+
+        Arguments and errors are those of `stream`.
+        """
+        batch_size = self.device_batch(batch_size)
+        run = self.run(batch_size=batch_size, tile=tile, decode_memory=decode_memory)
+        given = self._checked(requests, latents)
+        places: dict[Request, list[int]] = {}
+        for i, request in enumerate(requests):
+            places.setdefault(request, []).append(i)
+        for batch in plan(requests, batch_size, self.cascade.lr_side):
+            at = [places[request].pop(0) for request in batch.requests]
+            start = [given[i] for i in at] if given else None
+            with _memory_errors(batch.bucket.pixels, batch_size):
+                results = self.cascade.generate(
+                    batch.requests, batch_size=batch_size, tile=tile, decode_bytes=int(decode_memory * 1e9),
+                    progress=self._progress(callback, len(at)), latents=start,
+                )  # fmt: skip
+            for n, (i, request, result) in enumerate(zip(at, batch.requests, results, strict=True)):
+                metadata = pictures.describe(request, run, _digest(start[n]) if start else None)
+                yield i, Picture.of(result.image, metadata, result.latents if return_latents else None)
+
+    def compile(self, requests: Sequence[Request], *, batch_size: int = 1) -> int:
+        """Compile what `requests` need, and return the number of their buckets."""
+        batch_size = self.device_batch(batch_size)
+        batches = plan(requests, batch_size, self.cascade.lr_side)
+        needed = {(b.bucket, b.requests[0].stage_c.effective_cfg_hr == 1): b.requests[0] for b in batches}
+        for request in needed.values():
+            self.cascade.compile(request, batch_size=batch_size)
+        return len({batch.bucket for batch in batches})
+
+    def device_batch(self, batch_size: int) -> int:
+        """`batch_size` rounded up to a multiple of the mesh's axes that split the batch."""
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size} must be at least 1")
+        multiple = batch_multiple(self.cascade.mesh)
+        return -(-batch_size // multiple) * multiple
+
+    def run(self, *, batch_size: int, tile: int | None, decode_memory: float) -> pictures.Run:
+        """What pictures note of the model and of how they were made."""
+        mesh = self.cascade.mesh
+        return pictures.Run(
+            checkpoint=self.cascade.identity,
+            config=pictures.config_identity(self.config),
+            dtype=self.cascade.dtype,
+            batch_size=batch_size,
+            mesh={} if mesh is None else {axis: n for axis, n in mesh.shape.items() if n > 1},
+            lr_side=self.cascade.lr_side,
+            preview=self.cascade.preview,
+            tile=tile,
+            decode_memory=decode_memory,
+        )
+
+    # ------------------------------------------------------------------------ inside
+
+    def _previewed(self, latent: Callable[[], Any]) -> UInt8[np.ndarray, "b h w 3"]:
+        if not self.cascade.previewer.variables:
+            self.cascade.replace_variables(self._load_previewer())
+        return self.cascade.previewed(latent())
+
+    def _progress(self, callback: Callback | None, count: int) -> Progress | None:
+        """What calls `callback`, with the pictures of a batch that are no filling."""
+        if callback is None:
+            return None
+
+        def tell(stage: str, done: int, steps: int, latent: Callable[[], Any]) -> None:
+            def preview() -> list[Image.Image]:
+                return [Image.fromarray(image) for image in self._previewed(latent)[:count]]
+
+            callback(stage, done, steps, preview)
+
+        return tell
+
+    def _checked(
+        self, requests: Sequence[Request], latents: Sequence[Latents] | None
+    ) -> list[dict[str, np.ndarray]]:
+        """Latents to go on from, of each request the same ones; empty without any."""
+        if latents is None:
+            return []
+        if len(latents) != len(requests):
+            raise UserError(f"{len(latents)} latents for {len(requests)} pictures; give one for each")
+        known = GIVEN_LATENTS[1:] if self.cascade.preview else GIVEN_LATENTS
+        name = next((n for n in known if all(n in one for one in latents)), None)
+        if name is None:
+            raise UserError(f"latents need {' or '.join(reversed(known))} of every picture")
+        channels = getattr(self.config, name).c_latent
+        for request, one in zip(requests, latents, strict=True):
+            bucket = self.cascade.bucket(request)
+            shape = (*(bucket.hr if name == "stage_c" else bucket.stage_b), channels)
+            if one[name].shape != shape:
+                size = f"{request.height}x{request.width}"
+                raise UserError(f"latent {name} has shape {one[name].shape}; {size} pixels need {shape}")
+        return [{name: np.asarray(one[name], np.float32)} for one in latents]
+
+
+_OPTIONS = (
+    "negative_prompt", "height", "width", "seed", "num_images", "batch_size", "tile", "decode_memory",
+    "latents", "return_latents", "callback",
+)  # fmt: skip
+
+
+def _each(name: str, value: Any, count: int) -> list[Any]:
+    """`value` for each of `count` prompts: a list as it stands, anything else for all."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        value = [value] * count
+    if len(value) != count:
+        raise UserError(f"{name} has {len(value)} values for {count} prompts; give one, or one for each")
+    return list(value) if name == "negative_prompt" else [_checked_number(name, v) for v in value]
+
+
+def _checked_number(name: str, value: Any) -> Any:
+    """`value` as the option `name` wants it: a whole number, a number, or for names as it stands."""
+    base = name.removesuffix("_b")
+    if base in ("sampler", "schedule") or value is None:
+        return value
+    whole = base in ("steps", "seed", "height", "width", "num_images", "batch_size")
+    try:
+        return operator.index(value) if whole else float(value)
+    except (TypeError, ValueError) as error:
+        kind = "whole number" if whole else "number"
+        raise UserError(f"{name} {value!r:.80} is not a {kind}") from error
+
+
+def _digest(latents: Mapping[str, np.ndarray]) -> str:
+    data = b"".join(name.encode() + latents[name].tobytes() for name in sorted(latents))
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+class _memory_errors:  # noqa: N801, a context manager
+    """Says in words that memory was too small for pictures of this size."""
+
+    def __init__(self, size: tuple[int, int], batch_size: int) -> None:
+        self._what = f"{size[0]}x{size[1]} at batch size {batch_size}"
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and "RESOURCE_EXHAUSTED" in str(error):
+            raise UserError(
+                f"out of memory for {self._what}; use a smaller batch size or decoding memory, the dtype "
+                "bfloat16, or more devices with a mesh"
+            ) from error
