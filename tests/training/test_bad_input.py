@@ -31,7 +31,7 @@ MESH = ("--mesh.data", "4", "--mesh.tensor", "2")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--optimizer.learning-rat", "3"), "perhaps you meant --optimizer.learning-rate"),
+        (("--optimizer.learning-rat", "3"), "did you mean '--optimizer.learning-rate'"),
         (("--nonsense", "3"), "Unrecognized options: --nonsense"),
         (("--steps", "many"), "--steps"),
         (("--steps",), "--steps"),
