@@ -32,7 +32,7 @@ MESH = ("--mesh.data", "4", "--mesh.tensor", "2")
     ("options", "words"),
     [
         (("--optimizer.learning-rat", "3"), "did you mean '--optimizer.learning-rate'"),
-        (("--nonsense", "3"), "Unrecognized options: --nonsense"),
+        (("--nonsense", "3"), "unknown option: '--nonsense'"),
         (("--steps", "many"), "--steps"),
         (("--steps",), "--steps"),
         (("--steps", "0"), "steps 0 must be 1 or more"),
