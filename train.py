@@ -3,14 +3,14 @@
     python train.py configs/train/guidance.py --sources CHECKPOINT --data.path DATA --output RUN
 
 The same command continues a run that was stopped or killed, with the same losses as if it had not been.
-`python train.py PRESET.py --help` explains every field.
+`python train.py PRESET.py --help` explains every field. The loop itself is `ultrapixel_jax/training/loop.py`.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ultrapixel_jax import commands, processes
 from ultrapixel_jax.training.options import parse
@@ -22,122 +22,14 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     stopped = "the same command continues from the last checkpoint"
-    return commands.run(lambda: processes.together(lambda: train(parse(argv))), interrupted=stopped)
+    return commands.run(lambda: processes.together(lambda: run(parse(argv))), interrupted=stopped)
 
 
-def train(config: TrainConfig) -> int:
-    """Train as `config` says until it is done, or until SIGTERM."""
-    import jax
-    import numpy as np
+def run(config: TrainConfig) -> int:
+    """The loop is imported, and jax with it, when the configuration is known to be good."""
+    from ultrapixel_jax.training.loop import train
 
-    from ultrapixel_jax.compilation import cache as compilation_cache
-    from ultrapixel_jax.training import machines
-
-    # ── Machines ───────────────────────────────────────────────────────────────────────────────────────
-    machines.join(config.machines)
-    if compilation_cache.use() is None:
-        print("warning: no compilation cache: the user's cache directory cannot be written", file=sys.stderr)
-    mesh = machines.mesh_of(config.mesh)
-
-    from ultrapixel_jax.checkpoints.sources import Sources
-    from ultrapixel_jax.data.loader import Loader
-    from ultrapixel_jax.report import matmul_rate
-    from ultrapixel_jax.training import state as states
-    from ultrapixel_jax.training.checkpoints import RunCheckpoints
-    from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
-    from ultrapixel_jax.training.log import Log, check_finite
-    from ultrapixel_jax.training.optimizer import make_optimizer
-    from ultrapixel_jax.training.pictures import make_pictures, save_pictures
-    from ultrapixel_jax.training.profile import Profile
-    from ultrapixel_jax.training.step import make_step
-    from ultrapixel_jax.training.tasks import make_task
-
-    with jax.set_mesh(mesh):
-        # ── Data ───────────────────────────────────────────────────────────────────────────────────────
-        rows = rows_of_batch(mesh, config.data.batch_size, config.optimizer.accumulate)
-        task = make_task(config)
-        task.check()
-        loader = Loader(config.data, rows=rows)
-
-        # ── Networks: which are trained, which are frozen, where they come from ───────────────────────
-        sources = Sources(config.sources)
-        if config.random_frozen:
-            sources.fill_with_random(config.model, config.seed)
-        sources.require(task.frozen, f"training {', '.join(task.trained)}")
-        inputs = Inputs(task, sources.tokenizer, mesh)
-        draw = make_pictures(task, sources, mesh, inputs.place) if config.pictures.every else None
-
-        # ── State: that of the newest checkpoint, or a fresh one ───────────────────────────────────────
-        checkpoints = RunCheckpoints(config.output, config.checkpoints)
-        checkpoints.check(config)
-        optimizer = make_optimizer(config.optimizer, config.steps)
-        abstract = jax.eval_shape(states.creator(task, optimizer), {})
-        shardings = states.state_shardings(abstract, optimizer, mesh)
-        if checkpoints.latest is None:
-            state, position = states.fresh(task, optimizer, sources, mesh, shardings), {}
-        else:
-            state, position = checkpoints.restore(states.place(abstract, shardings))
-            loader.restore(position)
-        checkpoints.describe(config)
-        frozen = states.frozen(task, sources, mesh)
-
-        # ── Step, compiled once per bucket ─────────────────────────────────────────────────────────────
-        step = jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(shardings, None))
-        compiled: dict[Any, Any] = {}
-
-        # ── Loop ───────────────────────────────────────────────────────────────────────────────────────
-        start = int(state.step)
-        log = Log(
-            checkpoints.directory, config.log, steps=config.steps, start=start,
-            batch_size=config.data.batch_size,
-        )  # fmt: skip
-        log.restore(position.get("log"))
-        log.describe(task, state, mesh, loader)
-        log.matmul_rate = matmul_rate(config.dtype, mesh.size)
-
-        def settle(step: int, metrics: Any, batch: Any, operations: int) -> None:
-            """Take the metrics of a step once it has run."""
-            metrics = jax.tree.map(np.asarray, metrics)
-            check_finite(step, metrics, batch)
-            log.add(step, metrics, operations)
-
-        try:
-            recorded = Profile(checkpoints.directory, config.log.profile)
-            with checkpoints, loader, machines.Stop() as stop, recorded as profile:
-                waiting = None
-                for n in range(start + 1, config.steps + 1):
-                    with log.waiting():
-                        batch = next(loader)
-                    arrays = inputs(batch)
-                    shapes = {name: x.shape for name, x in arrays.items()}
-                    run = compiled.get(tuple(shapes.values()))
-                    if run is None:
-                        with log.paused():
-                            run = step.lower(state, frozen, arrays).compile()
-                        compiled[tuple(shapes.values())] = run
-                    profile.before(n)
-                    state, metrics = run(state, frozen, arrays)
-                    profile.after(n, metrics)
-                    # While the device runs step n, the host looks at step n − 1.
-                    if waiting is not None:
-                        settle(*waiting)
-                    waiting = (n, metrics, batch, task.flops(shapes))
-                    stopped = stop.at(n)
-                    last = n == config.steps or stopped
-                    if last or n % config.checkpoints.every == 0:
-                        settle(*waiting)  # so that nothing is saved that is not finite
-                        waiting = None
-                        if n == config.steps:
-                            log.write(n)
-                        checkpoints.save(state, {**loader.state(), "log": log.state()})
-                    if draw is not None and (n % config.pictures.every == 0 or n == config.steps):
-                        with log.paused():
-                            save_pictures(log, checkpoints.directory, n, draw(state, frozen, batch))
-                    if stopped:
-                        log.say(f"stopped at step {n}: the same command continues")
-                        break
-        finally:
-            log.close()
+    train(config)
     return 0
 
 

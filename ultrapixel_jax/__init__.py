@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ultrapixel_jax.errors import UserError
     from ultrapixel_jax.sampling.picture import Picture
     from ultrapixel_jax.sampling.ultrapixel import UltraPixel
+    from ultrapixel_jax.training.loop import train
 
 _PUBLIC = {
     "UltraPixel": "ultrapixel_jax.sampling.ultrapixel:UltraPixel",
@@ -27,9 +28,10 @@ _PUBLIC = {
     "UserError": "ultrapixel_jax.errors:UserError",
     "build_data": "ultrapixel_jax.data.build:build",
     "convert": "convert.convert:convert",
+    "train": "ultrapixel_jax.training.loop:train",
 }
 """Module and name there of every public name."""
-__all__ = ["Picture", "UltraPixel", "UserError", "__version__", "build_data"]
+__all__ = ["Picture", "UltraPixel", "UserError", "__version__", "build_data", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def refusal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Runs a command line of `train.py` in this process, which is to end in one line, and returns that."""
-    monkeypatch.setattr(compilation_cache, "use", lambda: None)
+    monkeypatch.setattr(compilation_cache, "use", lambda: Path("unused"))
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
     def run(*argv: object) -> str:

@@ -31,8 +31,8 @@ MESH = ("--mesh.data", "4", "--mesh.tensor", "2")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--optimizer.learning-rat", "3"), "perhaps you meant --optimizer.learning-rate"),
-        (("--nonsense", "3"), "Unrecognized options: --nonsense"),
+        (("--optimizer.learning-rat", "3"), "did you mean '--optimizer.learning-rate'"),
+        (("--nonsense", "3"), "unknown option: '--nonsense'"),
         (("--steps", "many"), "--steps"),
         (("--steps",), "--steps"),
         (("--steps", "0"), "steps 0 must be 1 or more"),

@@ -64,8 +64,9 @@ def _in_one_line(box: str, preset: TrainConfig, argv: Sequence[str]) -> str:
     said = " ".join(lines[:end])
     if "Unrecognized" in said:
         known = list(_options(preset))
-        wrong = (a for a in argv if a.startswith("--") and a.split("=")[0].replace("_", "-") not in known)
-        return unknown_option(next(wrong, argv[0]), known, "train.py PRESET.py")
+        for argument in argv:
+            if argument.startswith("--") and argument.split("=")[0].replace("_", "-") not in known:
+                return unknown_option(argument, known, "train.py PRESET.py")
     return f"{said}; PRESET.py --help explains every field"
 
 
