@@ -176,16 +176,18 @@ class UltraPixel:
                 memory.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        count = len(prompts)
         entries = [
-            Entry(*(check_prompt(text) for text in texts), *numbers)
-            for *texts, numbers in zip(
+            Entry(check_prompt(text), check_prompt(against), seed=own_seed, height=h, width=w)
+            for text, against, own_seed, h, w in zip(
                 prompts,
-                _each("negative_prompt", negative_prompt, len(prompts)),
-                zip(*(_each(name, value, len(prompts)) for name, value in
-                      (("seed", seed), ("height", height), ("width", width)))),
+                _each("negative_prompt", negative_prompt, count),
+                _each("seed", seed, count),
+                _each("height", height, count),
+                _each("width", width, count),
                 strict=True,
             )
-        ]  # fmt: skip
+        ]
         requests = self.requests(entries, num_images=num_images, **sampling)
         for text in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):
             if cut := self.cascade.truncated(text):
