@@ -173,8 +173,18 @@ def rows_mesh(size: Any) -> AbstractMesh | None:
     return mesh if count > 1 and isinstance(size, int) and size % count == 0 else None
 
 
+def divides_rows_and_kernels() -> bool:
+    """Whether the mesh divides both the rows of maps and the channels of kernels."""
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape.get("rows", 1) > 1 and mesh.shape.get("tensor", 1) > 1
+
+
 def by_rows(
-    function: Callable[..., Array], mesh: AbstractMesh, *, takes: Sequence[Literal["rows", "whole"]]
+    function: Callable[..., Array],
+    mesh: AbstractMesh,
+    *,
+    takes: Sequence[Literal["rows", "whole"]],
+    beside: PartitionSpec | None = None,
 ) -> Callable[..., Array]:
     """`function` of each device's own rows (the second axis of its arguments), with `rows` a named axis.
 
@@ -182,13 +192,18 @@ def by_rows(
         function: from arrays to one whose second axis is divided, too.
         mesh: from `rows_mesh`.
         takes: by argument, whether a device gets its own rows of it, or the whole.
+        beside: placement of the other axes of all arguments and of the result, where a device is to get its
+            own part of them, too. One division does it: XLA (jax 0.10) aborts on gradients of one in another.
     """
-    specs = tuple(P() if what == "whole" else P(None, "rows") for what in takes)
+    beside = beside or P(None, None)
+    first, others = beside[0], beside[2:]
+    specs = tuple(P(first, "rows" if what == "rows" else None, *others) for what in takes)
+    names = {"rows", *axis_names(beside)}
 
     def divided(*arrays: Array) -> Array:
         own = jax.shard_map(
             lambda *given: function(*(x.astype(y.dtype) for x, y in zip(given, arrays, strict=True))),
-            mesh=mesh, in_specs=specs, out_specs=P(None, "rows"), axis_names={"rows"}, check_vma=False,
+            mesh=mesh, in_specs=specs, out_specs=P(first, "rows", *others), axis_names=names, check_vma=False,
         )  # fmt: skip
         # The gradient of what every device gets whole is a sum over devices. XLA aborts on CPUs where that
         # is in bfloat16 ("Invalid binary instruction opcode copy").
@@ -211,21 +226,28 @@ def by_examples_and_heads(function: Callable[..., Array], *, kernel: bool = Fals
         mesh: Any = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             return function(*arrays)
-        batch, _, heads, _ = arrays[0].shape
-        count = math.prod(mesh.shape[a] for a in ACTIVATION_AXES["batch"] or ())
-        examples = ACTIVATION_AXES["batch"] if batch % count == 0 else None
-        spec = P(examples, None, "tensor" if heads % mesh.shape["tensor"] == 0 else None)
-        names = {*(examples or ()), *spec[2:]} - {None}
-        if kernel:
-            names = set(mesh.axis_names)
-        elif math.prod(mesh.shape[name] for name in names) == 1:
+        spec = examples_and_heads(mesh, arrays[0])
+        names = set(mesh.axis_names) - set(mesh.manual_axes) if kernel else axis_names(spec)
+        if not kernel and math.prod(mesh.shape[name] for name in names) == 1:
             return function(*arrays)
-        own = jax.shard_map(
-            function, in_specs=spec, out_specs=spec, axis_names=names - set(mesh.manual_axes), check_vma=False
-        )
+        own = jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=names, check_vma=False)
         return own(*arrays)
 
     return divided
+
+
+def examples_and_heads(mesh: AbstractMesh, x: Array) -> PartitionSpec:
+    """Placement of `x` (batch, tokens, heads, width), as far as the mesh divides it and has not yet."""
+    batch, _, heads, _ = x.shape
+    examples = tuple(a for a in ACTIVATION_AXES["batch"] or () if a not in mesh.manual_axes)
+    tensor = "tensor" if "tensor" not in mesh.manual_axes and heads % mesh.shape["tensor"] == 0 else None
+    divides = examples and batch % math.prod(mesh.shape[a] for a in examples) == 0
+    return P(examples if divides else None, None, tensor)
+
+
+def axis_names(spec: PartitionSpec) -> set[str]:
+    """The mesh axes in `spec`."""
+    return {name for place in spec for name in ((place,) if isinstance(place, str) else place or ())}
 
 
 def constrain(x: Array, *axes: str) -> Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +12,7 @@ from torch.nn import functional
 from tests.models.gradients import check, normal, with_gradients, with_torch_gradients
 from tests.recordings import relative_error
 from ultrapixel_jax.models import convolutions
-from ultrapixel_jax.sharding import make_mesh
+from ultrapixel_jax.sharding import constrain, make_mesh, parameter_sharding
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,29 @@ def test_depthwise_on_divided_rows(padding, k):
         check(run(), expected)
     with jax.set_mesh(make_mesh({"rows": 8})):  # one row each: too few for a kernel of five
         check(run(), expected)
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (4, 2, 1), (3, 1, 1)])
+@pytest.mark.parametrize("sizes", [{"rows": 2, "tensor": 2}, {"fsdp": 2, "rows": 2, "tensor": 2}], ids=str)
+def test_full_convolution_where_rows_and_kernels_are_divided(size, stride, padding, sizes):
+    """XLA's partitioner gives both values and gradients wrong there, so that taps are products."""
+    x, kernel = normal(2, 8, 8, 4), normal(size, size, 4, 6, seed=1)
+
+    def reference(x, kernel):
+        y = functional.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), None, stride, padding)
+        return y.permute(0, 2, 3, 1)
+
+    conv = convolutions.Conv(6, size=size, stride=stride, padding=padding, use_bias=False)
+    devices = jax.devices()[: math.prod(sizes.values())]
+    mesh = make_mesh(sizes, devices)
+
+    def divided(x, kernel):
+        x = constrain(jnp.asarray(x), "batch", "height", "width", "channel")
+        kernel = jax.lax.with_sharding_constraint(
+            jnp.asarray(kernel), parameter_sharding("params/conv/kernel", kernel.shape, mesh)
+        )
+        return constrain(conv.apply({"params": {"kernel": kernel}}, x), "batch", "height", "width", "channel")
+
+    with jax.set_mesh(mesh):
+        found = with_gradients(jax.jit(divided), x, kernel)
+    check(found, with_torch_gradients(reference, x, kernel))

@@ -60,7 +60,8 @@ def test_rows_are_those_of_the_devices() -> None:
         by_hand: dict[int, set[int]] = {}
         for place in np.ndindex(mesh.devices.shape):
             first = 3 * (place[0] * fsdp + place[1])
-            rows = by_hand.setdefault(mesh.devices[place].process_index, set())
+            device: Any = mesh.devices[place]
+            rows = by_hand.setdefault(device.process_index, set())
             rows |= {first, first + 1, first + 2}
         found = rows_of_processes(mesh, len(batch))
         assert {process: set(rows.tolist()) for process, rows in found.items()} == by_hand, (name, sizes)
@@ -68,7 +69,7 @@ def test_rows_are_those_of_the_devices() -> None:
         # What each device is given of what its process has read.
         indices = batch_sharding(mesh).devices_indices_map(batch.shape)
         for place in np.ndindex(mesh.devices.shape):
-            device = mesh.devices[place]
+            device: Any = mesh.devices[place]
             rows = found[device.process_index]
             first = 3 * (place[0] * fsdp + place[1])
             given = batch[rows][held(rows, indices[device][0], len(batch))]

@@ -83,7 +83,7 @@ class Started:
     said: Path
     """What it writes to standard error."""
 
-    def wait_for(self, happened: Callable[[Path], bool], seconds: float = 120) -> None:
+    def wait_for(self, happened: Callable[[Path], bool], seconds: float = 600) -> None:
         """Return as soon as `happened(directory)`; the run must be alive until then."""
         end = time.monotonic() + seconds
         while not happened(self.directory):
@@ -96,7 +96,7 @@ class Started:
         self.process.kill()
         assert self.process.wait() == -signal.SIGKILL
 
-    def finish(self, seconds: float = 180) -> tuple[int, str]:
+    def finish(self, seconds: float = 900) -> tuple[int, str]:
         """Exit code and standard error."""
         try:
             code = self.process.wait(seconds)

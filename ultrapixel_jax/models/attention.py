@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.models.layers import dot, dot_of_rows
-from ultrapixel_jax.sharding import by_examples_and_heads, by_rows, rows_mesh
+from ultrapixel_jax.sharding import by_examples_and_heads, by_rows, examples_and_heads, rows_mesh
 from ultrapixel_jax.target import platform
 
 QUERY_CHUNK = 1152
@@ -36,7 +36,8 @@ def attention(
     Where devices divide the rows of the map, each computes its own queries.
     """
     if (mesh := rows_mesh(q.shape[1])) is not None:
-        return by_rows(_attention, mesh, takes=("rows", "whole", "whole"))(q, k, v)
+        beside = examples_and_heads(mesh, q)
+        return by_rows(_attention, mesh, takes=("rows", "whole", "whole"), beside=beside)(q, k, v)
     return _attention(q, k, v)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.models.layers import Dtype, dot, dot_of_rows, parameter, per_channel
-from ultrapixel_jax.sharding import by_rows, rows_mesh
+from ultrapixel_jax.sharding import by_rows, divides_rows_and_kernels, rows_mesh
 
 
 class DepthwiseConv(nn.Module):
@@ -173,14 +173,34 @@ class Conv(nn.Module):
         """Convolve with `padding` zeros on every side."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = parameter(self, "kernel", nn.initializers.xavier_uniform(), shape, self.param_dtype)
-        y = jax.lax.conv_general_dilated(
-            x, kernel.astype(x.dtype), (self.stride, self.stride), [(self.padding, self.padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), preferred_element_type=jnp.float32,
-        )  # fmt: skip
+        convolve = _by_products if divides_rows_and_kernels() else _by_convolution
+        y = convolve(x, kernel.astype(x.dtype), self.stride, self.padding)
         if self.use_bias:
             bias = parameter(self, "bias", nn.initializers.zeros, (self.features,), self.param_dtype)
             y = y + per_channel(bias, y.ndim)
         return y.astype(x.dtype)
+
+
+def _by_convolution(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), preferred_element_type=jnp.float32,
+    )  # fmt: skip
+
+
+def _by_products(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """The same, tap by tap.
+
+    Where rows of the map and channels of the kernel are both divided, XLA's partitioner (jax 0.10) gives
+    convolutions wrong values, and gradients that are a whole number of times too large.
+    """
+    size = kernel.shape[0]
+    x = jnp.pad(x, [(0, 0), (padding,) * 2, (padding,) * 2, (0, 0)])
+    h, w = ((side - size) // stride * stride + 1 for side in x.shape[1:3])
+    return sum(
+        dot(x[:, dy : dy + h : stride, dx : dx + w : stride], kernel[dy, dx], 3, 0)
+        for dy, dx in np.ndindex(size, size)
+    )  # pyright: ignore[reportReturnType]
 
 
 class ConvTransposed(nn.Module):
