@@ -7,7 +7,7 @@
 The TPU's own compiler, which is in libtpu, compiles each program for the devices of the slice in the order
 that the project's mesh has. Printed are, for each chip, the memory, the collectives of one update or one
 sampling step, and what the compiler counts of operations. Weights, state and inputs are abstract.
-A full-size program takes more than five minutes of one core, and 4 GB.
+A full-size step takes more than nine minutes of one core, and 5 GB.
 
 Names of slices are Google's: v5e-16 and v6e-16 are 16 chips (4x4), but v5p-8 is 4 chips (2x2x1): v5p's
 number counts two cores for each chip, which are one device. `v5p:2x2x2` names chips by their coordinates.

@@ -9,13 +9,12 @@ The mesh is `fsdp=N`. Works for meshes of N devices on any machine, by that flag
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from ultrapixel_jax.data.build import Parser, exit_code
+from ultrapixel_jax import commands
 
 
 def reckoned(config: Any, count: int) -> dict[str, float]:
@@ -69,13 +68,9 @@ def reckoned(config: Any, count: int) -> dict[str, float]:
 
 def run(argv: list[str]) -> None:
     """Do what the command line says."""
-    p = Parser(
-        prog="python -m benchmarks.starting", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    p.add_argument("--config", type=Path, default=Path("configs/train/guidance.py"), metavar="FILE",
-                   help="a preset of train.py; default: configs/train/guidance.py")  # fmt: skip
-    p.add_argument("--devices", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
+    p = commands.Parser("python -m benchmarks.starting", __doc__)
+    p.option("--config", Path, "a preset of train.py", Path("configs/train/guidance.py"), metavar="FILE")
+    p.option("--devices", commands.whole(1, 4096), "how many", [1], shown="1", nargs="+", metavar="N")
     o = p.read(argv)
 
     import dataclasses
@@ -98,7 +93,7 @@ def run(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return exit_code(lambda: run(sys.argv[1:] if argv is None else argv), "repeat the command")
+    return commands.run(lambda: run(sys.argv[1:] if argv is None else argv), interrupted="repeat the command")
 
 
 if __name__ == "__main__":
