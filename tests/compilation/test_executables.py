@@ -12,13 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.tiny import config
 from ultrapixel_jax.compilation.executables import PACKAGE, Executables, source_hash
 from ultrapixel_jax.compilation.program import Program
-from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.report import Report
-from ultrapixel_jax.sampling.pipeline import Cascade
-from ultrapixel_jax.sampling.requests import Request
 
 
 class Traced:
@@ -125,29 +121,37 @@ def test_source_that_changes_counts(tmp_path, file):
     assert source_hash(PACKAGE) == source_hash(PACKAGE) != before
 
 
-def test_a_later_process_draws_the_same_picture_and_compiles_nothing(tmp_path):
-    """The whole cascade; the other process has jax's own cache turned off, and may not lower anything."""
-    step = DiffusionConfig(steps=2, cfg=1.1)
-    request = Request("a red circle", "", 1, 256, 256, step, step)
-
-    cascade = Cascade.load(None, config=config, preview=True, executables=tmp_path / "programs")
-    expected = cascade.generate([request], batch_size=1)[0].image
-    shutil.copytree(tmp_path / "programs", tmp_path / "copied")
-    script = f"""
-import tests.conftest, numpy as np, jax
+DRAWING = """
+import sys, tests.conftest, numpy as np, jax
 from pathlib import Path
-from tests.compilation.test_executables import Cascade, config, DiffusionConfig, Request
+from configs.tiny import config
+from ultrapixel_jax.config import DiffusionConfig
+from ultrapixel_jax.sampling.pipeline import Cascade
+from ultrapixel_jax.sampling.requests import Request
 from ultrapixel_jax.compilation.program import Program
-jax.config.update("jax_enable_compilation_cache", False)
-def never(*args): raise AssertionError("traced")
-init = Program.__init__
-def without(self, function, **options): init(self, never, **options)
-Program.__init__ = without
+programs, image, later = sys.argv[1:]
+if later == "later":
+    jax.config.update("jax_enable_compilation_cache", False)
+    def never(*args): raise AssertionError("traced")
+    init = Program.__init__
+    def without(self, function, **options): init(self, never, **options)
+    Program.__init__ = without
 step = DiffusionConfig(steps=2, cfg=1.1)
 request = Request("a red circle", "", 1, 256, 256, step, step)
-cascade = Cascade.load(None, config=config, preview=True, executables=Path({str(tmp_path / "copied")!r}))
-result = cascade.generate([request], batch_size=1)[0]
-np.save({str(tmp_path / "image.npy")!r}, result.image)
+cascade = Cascade.load(None, config=config, preview=True, executables=Path(programs))
+np.save(image, cascade.generate([request], batch_size=1)[0].image)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
-    np.testing.assert_array_equal(np.load(tmp_path / "image.npy"), expected)
+
+
+def test_a_later_process_draws_the_same_picture_and_compiles_nothing(tmp_path):
+    """The whole cascade; the later process has jax's own cache turned off, and may not lower anything."""
+
+    def draw(programs: str, which: str) -> np.ndarray:
+        arguments = [tmp_path / programs, tmp_path / f"{which}.npy", which]
+        command = [sys.executable, "-c", DRAWING, *map(str, arguments)]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+        return np.load(tmp_path / f"{which}.npy")
+
+    expected = draw("programs", "first")
+    shutil.copytree(tmp_path / "programs", tmp_path / "copied")
+    np.testing.assert_array_equal(draw("copied", "later"), expected)

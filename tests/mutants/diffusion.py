@@ -100,8 +100,8 @@ MUTANTS = (
     Mutant(
         "captured from the unconditional half",
         BRANCHES,
-        "[:half]",
-        "[half:]",
+        "[: x.shape[0] // 2].astype",
+        "[x.shape[0] // 2 :].astype",
         (f"{TEST_BRANCHES}::test_recording",),
     ),
     Mutant(

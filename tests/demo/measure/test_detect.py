@@ -200,7 +200,7 @@ def test_validation_reports_shares(capsys):
     assert main(["--count", "1", "--size", "256", "--quiet"]) == 0
     assert "256 pixels, blur 0, noise 0: colour 100.00%" in capsys.readouterr().out
     assert main(["--blur", "-1"]) == 2
-    assert "outside 0 to 100" in capsys.readouterr().err
+    assert "at most 100" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["background", "relation"])
