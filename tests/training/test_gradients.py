@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -35,33 +36,41 @@ def cascade(stage_c, **changes) -> CascadeConfig:
     )
 
 
+@jax.jit
+def noise_of(rows: dict) -> tuple:
+    """logSNR, the noise level that networks are given, and noise, rounded as in a step: under jit.
+
+    Angles of the embedding reach 10,000 rad: the level outside of jit, which is four units in the last place
+    off, changes them by 2e-3, and the loss by 3e-5.
+    """
+    logsnr = draw_logsnr(P2, keys_of(rows, 0))
+    return logsnr, schedule.noise_level(logsnr, jnp), normal(keys_of(rows, 1), rows["latent"].shape[1:])
+
+
 @pytest.mark.parametrize("scanned", [False, True])
 def test_stage_c_against_diffusers(scanned: bool) -> None:
     model = unet(STAGE_C)
     config = config_of(
-        StageCTask(diffusion=P2, dropout=False), batch_size=3, model=cascade(STAGE_C), scanned=scanned,
-        seed=1,  # noise levels below 0.8: diffusers' frequencies are off where they are high (NOISE_LEVELS)
-    )  # fmt: skip
+        StageCTask(diffusion=P2, dropout=False), batch_size=3, model=cascade(STAGE_C), scanned=scanned
+    )
     batch = latents(config)
     given = {"stage_c": import_component("stage_c", STAGE_C, numpy_state(model))}
     found, metrics = gradient(config, given, {}, batch)
 
     rows = rows_of(config, batch)
-    logsnr = np.asarray(draw_logsnr(P2, keys_of(rows, 0)))
-    epsilon = np.asarray(normal(keys_of(rows, 1), batch["latent"].shape[1:]))
+    logsnr, level, epsilon = map(np.asarray, noise_of(rows))
     a, b = (torch.from_numpy(np.asarray(v))[:, None, None, None] for v in schedule.scalings(logsnr))
     x = a * nchw(batch["latent"]) + b * nchw(epsilon)
     predicted = model(
         x,
-        torch.from_numpy(np.asarray(schedule.noise_level(logsnr))),
+        torch.from_numpy(level),
         clip_text_pooled=torch.from_numpy(batch["text_pooled"][:, None]),
         clip_text=torch.from_numpy(batch["text_states"]),
         clip_img=torch.from_numpy(batch["image_vector"][:, None]),
     ).sample
     losses = (predicted - nchw(epsilon)).square().mean((1, 2, 3))
     (torch.from_numpy(1 / (1 + np.exp(logsnr))) * losses).mean().backward()
-    # diffusers' table of frequencies is off by up to 1e-4 in an output at such noise levels (NOISE_LEVELS).
-    assert abs(metrics["loss"] / losses.mean().item() - 1) < 5e-5
+    assert abs(metrics["loss"] / losses.mean().item() - 1) < 1e-5
 
     gradients = {
         k: (torch.zeros_like(p) if p.grad is None else p.grad).numpy() for k, p in model.named_parameters()
