@@ -33,7 +33,7 @@ STOREYS: tuple[Mapping[str, str], ...] = (
         "flops": "operations, counted",
         "report": "time and memory",
         "files": "full disks, fingerprints",
-        "processes": "joining, agreeing, ending together",
+        "processes": "joining and ending together",
         "target": "platforms, while tracing",
     },
     {
@@ -152,7 +152,7 @@ def svg() -> str:
                 f'<rect x="{x:.0f}" y="{y}" width="{share:.0f}" height="{LEVEL}" fill="{WALLS[level]}" '
                 'stroke="#4a6fa5" stroke-width="1.5"/>'
             )
-            lines = _wrapped(holds, int(share / 6.2))
+            lines = _wrapped(holds, int(share / 7.5))
             top = y + LEVEL / 2 - 7 * len(lines) + 6
             parts.append(_text(x + share / 2, top, name or PACKAGE, 14, bold=True))
             parts += [_text(x + share / 2, top + 16 + 14 * n, line, 11.5) for n, line in enumerate(lines)]

@@ -58,7 +58,7 @@ def test_stage_c_against_diffusers(scanned: bool) -> None:
     found, metrics = gradient(config, given, {}, batch)
 
     rows = rows_of(config, batch)
-    logsnr, level, epsilon = map(np.asarray, noise_of(rows))
+    logsnr, level, epsilon = map(np.array, noise_of(rows))
     a, b = (torch.from_numpy(np.asarray(v))[:, None, None, None] for v in schedule.scalings(logsnr))
     x = a * nchw(batch["latent"]) + b * nchw(epsilon)
     predicted = model(
