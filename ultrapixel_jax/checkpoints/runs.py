@@ -8,7 +8,6 @@ says the same in other words.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from etils import epath
 
 from ultrapixel_jax.config import CascadeConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import fingerprint
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -149,8 +149,7 @@ class RunWeights:
         model = dataclasses.replace(
             self.manifest.model, sampling_c=CascadeConfig().sampling_c, sampling_b=CascadeConfig().sampling_b
         )
-        parts = [sums, self.step, fields, sorted(self.manifest.stacked), to_dict(model)]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return fingerprint([sums, self.step, fields, sorted(self.manifest.stacked), to_dict(model)])
 
     def _parameters(self, ema: bool) -> str:
         """The field of the state that is meant."""

@@ -33,7 +33,7 @@ from typing import Any
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import one_of, whole
 from ultrapixel_jax.data import sources
-from ultrapixel_jax.data.config import MAX_MEGAPIXELS, MIN_SIDE, fingerprint
+from ultrapixel_jax.data.config import MAX_MEGAPIXELS, MIN_SIDE
 from ultrapixel_jax.data.items import (
     BROKEN_IMAGE,
     MISSING_CAPTION,
@@ -44,6 +44,7 @@ from ultrapixel_jax.data.items import (
 )
 from ultrapixel_jax.data.text import printable
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import fingerprint
 
 NAMED = 10
 """Skipped items that the terminal names; the report has them all."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from fractions import Fraction
 from typing import Literal
 
@@ -106,8 +104,3 @@ def parse_ratio(text: str) -> Fraction:
     if not Fraction(1, 100) <= ratio <= 100:
         raise UserError(f"aspect ratio {text} is outside 1/100 to 100")
     return ratio
-
-
-def fingerprint(value: object) -> str:
-    """Sixteen hex digits of a JSON-able value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -25,10 +25,11 @@ import numpy as np
 
 from ultrapixel_jax.data import images
 from ultrapixel_jax.data.buckets import HW, Buckets, lr_size
-from ultrapixel_jax.data.config import DataConfig, fingerprint
+from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.data.plan import EXAMPLE, Plan, uniforms
 from ultrapixel_jax.data.records import CachedLatents, CaptionedImages, Dataset, open_dataset
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import fingerprint
 
 log = logging.getLogger(__name__)
 

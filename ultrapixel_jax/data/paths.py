@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -18,10 +17,9 @@ from etils import epath
 
 from ultrapixel_jax.data.text import printable
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import is_full
 
 log = logging.getLogger(__name__)
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -38,7 +36,7 @@ def user_errors(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except ImportError as error:  # etils names the package that a bucket needs
         raise UserError(f"{name}: {error}") from error
     except OSError as error:
-        if error.errno in FULL:
+        if is_full(error):
             raise UserError(f"{name}: no space left; free some and run the same again") from error
         raise UserError(f"{name}: {error.strerror or error}") from error
     except ValueError as error:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -32,10 +33,8 @@ from etils import epath
 from jaxtyping import Int32
 from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT
 
-from ultrapixel_jax.data.config import fingerprint
 from ultrapixel_jax.data.folders import version_of
 from ultrapixel_jax.data.paths import (
-    FULL,
     check_name,
     is_remote,
     local_copy,
@@ -45,6 +44,7 @@ from ultrapixel_jax.data.paths import (
     write_whole,
 )
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import fingerprint, is_full
 
 SPLIT = "train"
 SIZES = "sizes.npy"
@@ -253,7 +253,7 @@ def write_shard(
             # The writer does not notice a full disk; the file does not open then.
             written = ADAPTER_FOR_FORMAT[ARRAY_RECORD].num_examples(partial)
         except (RuntimeError, ValueError) as error:
-            raise OSError(FULL[0], "No space left") if _looks_full(error) else error from error
+            raise OSError(errno.ENOSPC, "No space left") if is_full(error) else error from error
         if written != len(report.sizes):
             raise UserError(f"output {directory}: shard {index} was not written whole; is the disk full?")
         move_in(partial, target)
@@ -273,10 +273,6 @@ def _digest(digest: Any, example: dict[str, Any]) -> None:
             value = repr(value).encode("utf-8", "surrogatepass")
         digest.update(f"{name}:{len(value)}:".encode())
         digest.update(value)
-
-
-def _looks_full(error: Exception) -> bool:
-    return any(text in str(error) for text in ("No space left", "quota", "File too large"))
 
 
 def finish(
