@@ -46,6 +46,24 @@ def test_stacked_weights_are_split_as_single_ones():
         parameter_spec(path, struct.shape)
 
 
+def test_a_products_inner_width_is_split_by_tensor_and_its_outer_by_fsdp():
+    specs = {
+        path.removeprefix("params/"): parameter_spec(path, struct.shape)
+        for path, struct in flatten(components.abstract("stage_c", FULL.stage_c)).items()
+        if path.endswith("/kernel")
+    }
+    pairs = {"expand": "contract", "query": "out", "key": "out", "value": "out"}
+    found = set()
+    for path, spec in specs.items():
+        *block, name, _ = path.split("/")
+        if name in pairs:
+            last = specs["/".join([*block, pairs[name], "kernel"])]
+            assert (spec[-1], last[0]) == ("tensor", "tensor"), path
+            assert (spec[0], last[-1]) == ("fsdp", "fsdp"), path
+            found.add(name)
+    assert found == set(pairs)
+
+
 def test_unknown_parameters_and_axes_raise():
     with pytest.raises(KeyError, match="no sharding rule for parameter params/a/strange"):
         parameter_spec("params/a/strange", (4, 4))

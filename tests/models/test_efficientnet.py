@@ -9,7 +9,7 @@ from tests.models.importing import run
 from tests.recordings import nhwc, relative_error
 from ultrapixel_jax.config import EfficientNetStage
 from ultrapixel_jax.models.convolutions import depthwise
-from ultrapixel_jax.models.efficientnet import Block
+from ultrapixel_jax.models.efficientnet import Block, ConvNorm
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -43,3 +43,24 @@ def test_a_block_is_residual_only_where_nothing_changes(kind):
             np.testing.assert_array_equal(y, x)
         else:
             assert not y.any()
+
+
+def test_conv_norm_agrees_with_torch_where_variances_are_small():
+    import torch
+
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 6, 5, 4)), 0.01 * rng.normal(size=(3, 3, 4, 8))
+    mean, bias, scale = 0.1 * rng.normal(size=(3, 8))
+    var = np.geomspace(1e-6, 1e-2, 8)
+    torch_x, weight, *statistics = map(
+        torch.from_numpy, (x.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1), mean, var, scale, bias)
+    )
+    y = torch.nn.functional.conv2d(torch_x, weight, padding=1)
+    expected = torch.nn.functional.silu(torch.nn.functional.batch_norm(y, *statistics, eps=1e-3))
+    variables = {
+        "params": {"conv": {"kernel": kernel}, "norm": {"scale": scale, "bias": bias}},
+        "batch_stats": {"norm": {"mean": mean, "var": var}},
+    }
+    variables = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), variables)
+    found = run(ConvNorm(8, size=3), variables, jnp.asarray(x, jnp.float32))
+    assert relative_error(found, nhwc(expected.numpy())) < 1e-5

@@ -10,7 +10,7 @@ weights (`merge`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,19 +69,38 @@ def merge(variables: Mapping[str, Any], lora: Mapping[str, Any]) -> dict[str, An
 
     The sum is taken in float32 and rounded to the kernels' dtype.
     """
-    params = dict(variables["params"])
-    for level, layers in lora["params"].items():
-        if level == "embeddings":
-            continue
-        params[level] = dict(params[level])
-        for layer, changes in layers.items():
-            node = dict(params[level][layer])
-            in_proj = _change(changes["in_proj"])
-            for name, part in zip(QKV, jnp.split(in_proj, 3, axis=1), strict=True):
-                node[name] = _added(node[name], part)
-            node["out"] = _added(node["out"], _change(changes["out"]))
-            params[level][layer] = node
+    params, places, kernels = dict(variables["params"]), [], []
+    params.update({level: dict(params[level]) for level, _, _ in _changed(lora)})
+    for level, layer, _ in _changed(lora):
+        params[level][layer] = node = dict(params[level][layer])
+        places += [(node, name) for name in (*QKV, "out")]
+        kernels += [jnp.asarray(node[name]["kernel"]) for name in (*QKV, "out")]
+    # In one program: between processes, hundreds of small ones may wait for each other in a circle.
+    add = jax.jit(_added, out_shardings=[kernel.sharding for kernel in kernels])
+    for (node, name), kernel in zip(places, add(kernels, lora), strict=True):
+        node[name] = {**node[name], "kernel": kernel}
     return {**variables, "params": params}
+
+
+def _added(kernels: Sequence[Array], lora: Mapping[str, Any]) -> list[Array]:
+    """Kernels of all changed layers: queries, keys, values and output of each."""
+    changes: list[Array] = []
+    for _, _, layer in _changed(lora):
+        changes += [*jnp.split(_change(layer["in_proj"]), 3, axis=1), _change(layer["out"])]
+    return [
+        (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+        for kernel, change in zip(kernels, changes, strict=True)
+    ]
+
+
+def _changed(lora: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(level, layer, its changes), in an order that goes by names alone."""
+    params = lora["params"]
+    return [
+        (level, layer, params[level][layer])
+        for level in sorted(params.keys() - {"embeddings"})
+        for layer in sorted(params[level])
+    ]
 
 
 def _change(lora: Mapping[str, Any]) -> Array:
@@ -89,7 +108,3 @@ def _change(lora: Mapping[str, Any]) -> Array:
     down, up = (jnp.asarray(lora[name], jnp.float32) for name in ("down", "up"))
     return jnp.matmul(up, down, precision="highest").T * np.float32(1 / down.shape[0])
 
-
-def _added(linear: Mapping[str, Any], change: Array) -> dict[str, Any]:
-    kernel = jnp.asarray(linear["kernel"])
-    return {**linear, "kernel": (kernel.astype(jnp.float32) + change).astype(kernel.dtype)}
