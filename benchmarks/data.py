@@ -23,12 +23,6 @@ from PIL import Image
 
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import number, whole
-from ultrapixel_jax.data import images
-from ultrapixel_jax.data.buckets import Buckets, lr_size
-from ultrapixel_jax.data.build import build
-from ultrapixel_jax.data.config import RATIOS, DataConfig
-from ultrapixel_jax.data.loader import Loader
-from ultrapixel_jax.data.records import CaptionedImages, open_dataset
 
 BATCH = 4
 
@@ -57,6 +51,11 @@ def milliseconds(function: Callable[[], Any], seconds: float) -> float:
 
 def stages(records: Path, side: int, seconds: float) -> dict[str, float]:
     """Time of each stage for one image, on one core."""
+    from ultrapixel_jax.data import images
+    from ultrapixel_jax.data.buckets import Buckets, lr_size
+    from ultrapixel_jax.data.config import RATIOS
+    from ultrapixel_jax.data.records import CaptionedImages, open_dataset
+
     dataset = open_dataset(records, CaptionedImages)
     buckets = Buckets((side,), RATIOS)
     size = buckets.sizes[buckets.assign(*dataset.sizes[0].tolist())]
@@ -79,6 +78,9 @@ def stages(records: Path, side: int, seconds: float) -> dict[str, float]:
 
 def throughput(records: Path, side: int, workers: int, seconds: float) -> float:
     """Images per second of the loader, after its start."""
+    from ultrapixel_jax.data.config import DataConfig
+    from ultrapixel_jax.data.loader import Loader
+
     config = DataConfig(path=str(records), areas=(side,), batch_size=BATCH, workers=workers)
     with Loader(config) as loader:
         for _ in range(2 * max(workers, 2)):  # start, and what was prefetched meanwhile
@@ -103,6 +105,8 @@ def parser() -> commands.Parser:
 def run(argv: list[str] | None) -> None:
     """Print one row per side."""
     options = parser().read(argv)
+    from ultrapixel_jax.data.build import build
+
     load = ", ".join(f"{x:.1f}" for x in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
     print(f"{os.cpu_count()} cores, load before the run {load}, Pillow {Image.__version__}, batch {BATCH}")
     head = ["side", "MB", "read", "decode", "resize", "crop", "LR", "batch", "sum ms"]

@@ -18,11 +18,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from convert.export import released_format, released_shapes
-from convert.files import write_safetensors
 from ultrapixel_jax import commands
-from ultrapixel_jax.checkpoints.named_weights import tensor
-from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
 from ultrapixel_jax.commands import DTYPE
 from ultrapixel_jax.config import CascadeConfig, load_config
 
@@ -32,6 +28,10 @@ FLOAT32 = ("stage_a", "previewer", "effnet_encoder")
 
 def write_component(directory: Path, name: str, config: CascadeConfig, dtype: np.dtype) -> Path:
     """Write one component's file."""
+    from convert.export import released_format, released_shapes
+    from convert.files import write_safetensors
+    from ultrapixel_jax.checkpoints.named_weights import tensor
+
     shapes = released_shapes(released_format(name, getattr(config, name)), getattr(config, name))
     dtype = np.dtype(np.float32) if name in FLOAT32 else dtype
     path = directory / f"{name}.safetensors"
@@ -42,6 +42,8 @@ def write_component(directory: Path, name: str, config: CascadeConfig, dtype: np
 
 def write_tokenizer(directory: Path, vocab_size: int) -> None:
     """The byte tokenizer with unused entries before its two markers, which CLIP has at the end."""
+    from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
+
     vocabulary = json.loads((BYTE_TOKENIZER / "vocab.json").read_text())
     markers = [token for token in vocabulary if token.startswith("<|")]
     plain = {token: i for token, i in vocabulary.items() if token not in markers}

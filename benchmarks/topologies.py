@@ -6,7 +6,7 @@ Devices are made up, with the coordinates and numbers of processes that real one
 of TPUs is compared with the TPU compiler's by tests/test_topologies.py, with what the following line writes
 in an environment of jax==0.10.2 and libtpu==0.0.42:
 
-    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python benchmarks/topologies.py --record tests/topologies.json
+    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python -m benchmarks.topologies --record tests/topologies.json
 
 A cell says what happened with plain `jax.make_mesh` and processes that had to hold one aligned slice of the
 batch each, as it was before, and what happens now:
@@ -19,7 +19,6 @@ batch each, as it was before, and what happens now:
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ultrapixel_jax import commands
 
 RECORDED = ("v4:2x2x4", "v5p:2x2x2", "v5e:4x4", "v6e:4x4", "v6e:8x8")
 MESHES: tuple[dict[str, int], ...] = (
@@ -183,7 +184,7 @@ def table() -> str:
 
 
 def record(file: Path) -> None:
-    """Write the devices of `RECORDED` as the TPU compiler has them; needs libtpu, and nothing of ours."""
+    """Write the devices of `RECORDED` as the TPU compiler has them; needs libtpu."""
     from jax.experimental import topologies
 
     out = {}
@@ -199,19 +200,20 @@ def record(file: Path) -> None:
     file.write_text(text.replace(",\n", ",").replace("[\n", "[").replace("\n]", "]") + "\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.topologies", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the TPU compiler's order there")
-    file = parser.parse_args(argv).record
+def run(argv: Sequence[str] | None) -> None:
+    """Do what the command line says."""
+    parser = commands.Parser("python -m benchmarks.topologies", __doc__)
+    parser.option("--record", Path, "write the TPU compiler's order there", metavar="FILE")
+    file = parser.read(argv).record
     if file is None:
         print(table())
     else:
         record(file)
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    return commands.run(lambda: run(argv), interrupted="repeat the command")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from ultrapixel_jax import commands
-from ultrapixel_jax.checkpoints.weights import DEMO
 from ultrapixel_jax.commands import DTYPE, whole
 from ultrapixel_jax.demo.measure import scores
 from ultrapixel_jax.demo.measure.evaluate import MARKDOWN, TABLE
@@ -134,7 +133,7 @@ def parser() -> commands.Parser:
     p.argument("latents", Path, "cached latents to train on")
     p.argument("output", Path, "new directory, or that of an interrupted run")
     others = "checkpoints or runs with the other networks"
-    p.option("--sources", Path, others, [DEMO], shown="the demo in the package", nargs="+", metavar="DIR")
+    p.option("--sources", Path, others, shown="the demo in the package", nargs="+", metavar="DIR")
     p.option("--steps", whole(1, 10**6), "of each training", 1000)
     p.option("--batch-size", whole(1, 10**6), "of each training", 2)
     p.option("--seeds", whole(1, 100), "trainings of each variant", 3)
@@ -148,8 +147,10 @@ def parser() -> commands.Parser:
 def run(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
+    from ultrapixel_jax.checkpoints.weights import DEMO  # imports jax, which --help need not wait for
+
     todo = recipe(
-        o.latents, o.output, sources=o.sources, steps=o.steps, batch_size=o.batch_size, seeds=o.seeds,
+        o.latents, o.output, sources=o.sources or [DEMO], steps=o.steps, batch_size=o.batch_size, seeds=o.seeds,
         count=o.count, sizes=o.sizes, dtype=o.dtype,
     )  # fmt: skip
     follow(todo, only_list=o.list)
