@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from ultrapixel_jax.config import LoraConfig, StageCConfig
@@ -75,15 +76,20 @@ def merge(variables: Mapping[str, Any], lora: Mapping[str, Any]) -> dict[str, An
         params[level][layer] = node = dict(params[level][layer])
         places += [(node, name) for name in (*QKV, "out")]
         kernels += [jnp.asarray(node[name]["kernel"]) for name in (*QKV, "out")]
-    # In one program: between processes, hundreds of small ones may wait for each other in a circle.
-    add = jax.jit(_added, out_shardings=[kernel.sharding for kernel in kernels])
-    for (node, name), kernel in zip(places, add(kernels, lora), strict=True):
+    at = [kernel.sharding for kernel in kernels]
+    for (node, name), kernel in zip(places, jax.jit(_added, out_shardings=at)(kernels, lora), strict=True):
         node[name] = {**node[name], "kernel": kernel}
     return {**variables, "params": params}
 
 
 def _added(kernels: Sequence[Array], lora: Mapping[str, Any]) -> list[Array]:
-    """Kernels of all changed layers: queries, keys, values and output of each."""
+    """Kernels of all changed layers: queries, keys, values and output of each.
+
+    One program, in which the factors are gathered first and all else is local: processes on CPUs start
+    independent exchanges of different kinds in different orders, and wait for each other.
+    """
+    if not jax.sharding.get_abstract_mesh().empty:
+        lora = jax.lax.with_sharding_constraint(lora, PartitionSpec())
     changes: list[Array] = []
     for _, _, layer in _changed(lora):
         changes += [*jnp.split(_change(layer["in_proj"]), 3, axis=1), _change(layer["out"])]
