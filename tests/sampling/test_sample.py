@@ -31,6 +31,7 @@ class FakeCascade(Cascade):
 
     calls: list = []  # noqa: RUF012
     weights = "weights-1"
+    unused = ()
     executables: Path | None = None
     fail: BaseException | None = None
 
