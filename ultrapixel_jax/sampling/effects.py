@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from typing import NamedTuple
 
 from ultrapixel_jax.sampling.requests import SETTINGS, SETTINGS_B, Entry, Request
@@ -35,7 +35,7 @@ class Situation:
 class Rule(NamedTuple):
     """Names that have no effect where a condition holds, and why."""
 
-    names: Collection[str]
+    names: Set[str]
     holds: Callable[[Situation], bool]
     why: str
 
