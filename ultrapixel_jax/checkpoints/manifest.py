@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import fingerprint
+from ultrapixel_jax.files import bucket_errors, fingerprint, place, size_of
 
 FORMAT_VERSION = 1
 """Raised when a directory can no longer be read by older code."""
@@ -73,8 +73,10 @@ def read_manifest(directory: str | Path) -> Manifest:
 
     `UserError` if there is none, or if it is incomplete, damaged or of a newer format.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
+    directory = place(directory)
+    with bucket_errors(directory):
+        there = directory.is_dir()
+    if not there:
         raise UserError(f"checkpoint directory {directory} does not exist; convert the released files first")
     content = read_json(directory, MANIFEST)
     version = content.get("version")
@@ -92,7 +94,7 @@ def read_manifest(directory: str | Path) -> Manifest:
 def identity(directory: str | Path) -> str:
     """Sixteen hex digits that differ between checkpoints with different weights, configuration or origin."""
     read_manifest(directory)
-    return fingerprint(read_json(Path(directory), MANIFEST))
+    return fingerprint(read_json(place(directory), MANIFEST))
 
 
 def verify_files(directory: Path, name: str, contents: bool) -> None:
@@ -109,8 +111,8 @@ def verify_files(directory: Path, name: str, contents: bool) -> None:
         file = directory / path
         if not file.is_file():
             raise UserError(f"{path} is missing; {again}")
-        if file.stat().st_size != size:
-            raise UserError(f"{path} has {file.stat().st_size} bytes instead of {size}; {again}")
+        if (found := size_of(file)) != size:
+            raise UserError(f"{path} has {found} bytes instead of {size}; {again}")
     if contents:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for path, crc in zip(noted, pool.map(crc32, map(directory.joinpath, noted))):

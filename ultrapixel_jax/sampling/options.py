@@ -14,6 +14,7 @@ from typing import Any, get_args
 from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, one_of, whole
 from ultrapixel_jax.config import MAX_STEPS, DiffusionConfig, SamplerName, ScheduleName
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import bucket_errors, place
 from ultrapixel_jax.sampling.requests import MAX_SEED, check_prompt
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
@@ -174,7 +175,7 @@ def _parser() -> Parser:
             lower = "the weight in the HR pass; lower keeps very large pictures in one"
             p.option("--cfg-hr", number(), lower, shown="as --cfg")
     p.section("model")
-    p.option("--checkpoint", Path, "a checkpoint that `python -m convert` wrote", metavar="DIR")
+    p.option("--checkpoint", place, "a checkpoint that `python -m convert` wrote", metavar="DIR")
     p.option("--config", Path, "a Python file with `config = CascadeConfig(...)`", metavar="FILE")
     p.flag("--no-ema", "of a run, the trained weights and not their moving average")
     p.option("--dtype", DTYPE, "of computing", shown="bfloat16, but float32 for small models like the demo")
@@ -247,9 +248,10 @@ def _existing_directory(path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        if path.is_dir():
-            return path
-        state = "is a file" if path.exists() else "does not exist"
+        with bucket_errors(path):
+            if path.is_dir():
+                return path
+            state = "is a file" if path.exists() else "does not exist"
     except (OSError, ValueError) as error:
         state = f"cannot be read: {getattr(error, 'strerror', None) or error}"
     raise UserError(f"checkpoint {str(path)!r} {state}; give the directory that `python -m convert` wrote")
