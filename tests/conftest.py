@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -39,3 +42,27 @@ def golden():
     from tests.recordings import load
 
     return load
+
+
+@pytest.fixture(scope="module")
+def buckets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The directory whose subdirectories are the buckets gs://NAME."""
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    root = tmp_path_factory.mktemp("remote")
+
+    class Buckets(LocalFileSystem):
+        cachable = False
+
+        def __init__(self, **_: Any) -> None:
+            super().__init__(auto_mkdir=True)
+
+        @classmethod
+        def _strip_protocol(cls, path: Any) -> str:
+            return super()._strip_protocol(str(path).replace("gs:/", str(root)).replace("//", "/"))
+
+    fsspec.register_implementation("gcs", Buckets, clobber=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
+        yield root
