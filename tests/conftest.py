@@ -47,8 +47,9 @@ def golden():
 @pytest.fixture(scope="module")
 def buckets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The directory whose subdirectories are the buckets gs://NAME."""
-    import fsspec
+    from etils.epath.backend import fsspec_backend
     from fsspec.implementations.local import LocalFileSystem
+    from fsspec.registry import _registry
 
     root = tmp_path_factory.mktemp("remote")
 
@@ -62,7 +63,9 @@ def buckets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         def _strip_protocol(cls, path: Any) -> str:
             return super()._strip_protocol(str(path).replace("gs:/", str(root)).replace("//", "/"))
 
-    fsspec.register_implementation("gcs", Buckets, clobber=True)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_registry, "gcs", Buckets)
         patch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
+        fsspec_backend._get_filesystem.cache_clear()
         yield root
+    fsspec_backend._get_filesystem.cache_clear()

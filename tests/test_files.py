@@ -1,6 +1,6 @@
 """Buckets beside local paths: what they hold is read, and what they refuse is one line.
 
-`tests/launch/buckets_here.sh` does the same with a server.
+`tests/launch/buckets_here.py` does the same with a server.
 """
 
 from __future__ import annotations
@@ -59,10 +59,30 @@ def test_what_a_bucket_says(error: Exception, said: str | None) -> None:
     assert said is None or said in found
     assert "\n" not in (found or "")
     if said:
-        with pytest.raises(UserError, match="^gs://b/k cannot be reached: "), bucket_errors("gs://b/k"):
+        with pytest.raises(UserError, match=r"^gs://b/k cannot be reached: "), bucket_errors("gs://b/k"):
             raise error
     with pytest.raises(type(error)), bucket_errors("/local"):  # of local paths others tell
         raise error
+
+
+def test_commands_name_the_package_that_a_bucket_needs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    assert sample.main(["--checkpoint", "gs://b/c", "--prompt", "a"]) == 2
+    assert convert(["--export", "gs://b/c", str(tmp_path / "out")]) == 2
+    assert convert(["gs://b/c", str(tmp_path / "out")]) == 2
+    assert (
+        train.main([str(STAGE_C), "--data.path", "gs://b/d", "--data.batch-size", "8", "--output", "run"])
+        == 2
+    )
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 4
+    for line in said:
+        assert line.startswith("error: ")
+        assert line.endswith("pip install 'ultrapixel_jax[gcs]'")
+    assert convert(["--export", "run", "gs://b/out"]) == 2
+    assert "write to a local directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", ["gs://run", "gs://run/"])
@@ -116,18 +136,3 @@ def test_a_converted_checkpoint_in_a_bucket(buckets: Path, tmp_path: Path) -> No
     file.write_bytes(data[:-1])
     with pytest.raises(UserError, match="bytes instead of"):
         verify_files(there, "other", False)
-
-
-def test_commands_name_the_package_that_a_bucket_needs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    assert sample.main(["--checkpoint", "gs://b/c", "--prompt", "a"]) == 2
-    assert convert(["--export", "gs://b/c", str(tmp_path / "out")]) == 2
-    assert convert(["gs://b/c", str(tmp_path / "out")]) == 2
-    assert train.main([str(STAGE_C), "--data.path", "gs://b/d", "--output", "run"]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 4
-    assert all(line.endswith("pip install 'ultrapixel_jax[gcs]'") for line in said)
-    assert convert(["--export", "run", "gs://b/out"]) == 2
-    assert "write to a local directory" in capsys.readouterr().err

@@ -9,10 +9,16 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 from ultrapixel_jax.errors import UserError
+
+if TYPE_CHECKING:
+    AnyPath = Path
+else:
+    AnyPath = PurePath
+"""A local path, or one in a bucket, which has the same methods: what `place` makes."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WORDS = ("no space left", "quota", "file too large", "resource_exhausted", "enospc")
@@ -47,9 +53,9 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
-def place(path: str | os.PathLike[str]) -> Path:
-    """A local path, or one in a bucket (``gs://…``), which has the same methods; never of the other kind, as
-    etils asks local files for their owner's name, and pathlib takes one of two slashes.
+def place(path: str | os.PathLike[str]) -> AnyPath:
+    """`path` as pathlib has it, or in a bucket (``gs://…``) as etils does: etils asks local files for their
+    owner's name, and pathlib takes one of two slashes.
     """
     if not is_remote(path):
         return Path(path)
@@ -58,7 +64,7 @@ def place(path: str | os.PathLike[str]) -> Path:
     return epath.Path(path)  # pyright: ignore[reportReturnType]
 
 
-def size_of(path: Path) -> int:
+def size_of(path: str | os.PathLike[str]) -> int:
     """Bytes of a file."""
     if is_remote(path):
         return int(file_system(path).info(os.fspath(path))["size"])

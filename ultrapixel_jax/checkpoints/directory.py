@@ -184,7 +184,7 @@ class CheckpointWriter:
 
 
 def restore(
-    directory: str | Path,
+    directory: str | os.PathLike[str],
     name: str,
     *,
     like: Mapping[str, Any] | None = None,

@@ -27,7 +27,7 @@ from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, is_tokenizer, l
 from ultrapixel_jax.compilation.options import options_to_initialise
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig, DiffusionConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import place
+from ultrapixel_jax.files import AnyPath, place
 from ultrapixel_jax.models import components, scan
 
 RUN_TIME_FIELDS = ("timestep", "up_guide_weights", "lr_side", "dropout")
@@ -216,7 +216,7 @@ def _digest(content: Any) -> str:
 
 
 def _from_checkpoint(
-    directory: Path, name: str, config: Any, kind: str | None
+    directory: AnyPath, name: str, config: Any, kind: str | None
 ) -> Callable[[Form], dict[str, Any]]:
     """Loads a component of a checkpoint; compares it with the shapes of a `kind` of network, if given."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import is_remote, place
+from ultrapixel_jax.files import AnyPath, is_remote, place
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -36,7 +36,7 @@ def is_tokenizer(directory: str | os.PathLike[str]) -> bool:
     )
 
 
-def local_tokenizer(directory: Path) -> Path:
+def local_tokenizer(directory: AnyPath) -> Path:
     """`directory`, or a temporary copy of its files where it is in a bucket, since libraries read them."""
     if not is_remote(directory):
         return directory

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
 from ultrapixel_jax.config import DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import bucket_errors, place
+from ultrapixel_jax.files import AnyPath, bucket_errors, place
 from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B, check_prompt, with_settings
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
@@ -40,7 +40,7 @@ class Options:
     """Whether lines of the prompts file that begin with # are skipped."""
     settings: dict[str, Any]
     """Sampling that was given, by the names in `requests.SETTINGS` and `SETTINGS_B`."""
-    checkpoint: Path | None
+    checkpoint: AnyPath | None
     config: Path | None
     dtype: str | None
     """None goes by the model's size."""
@@ -239,7 +239,7 @@ def _check_together(values: argparse.Namespace, given: set[str]) -> None:
         raise UserError("processes that draw together share a mesh; give --mesh, such as data=16")
 
 
-def _existing_directory(path: Path | None) -> Path | None:
+def _existing_directory(path: AnyPath | None) -> AnyPath | None:
     if path is None:
         return None
     try:

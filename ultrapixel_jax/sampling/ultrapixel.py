@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ class UltraPixel:
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         *,
         config: CascadeConfig | str | Path | None = None,
         dtype: str | None = None,
