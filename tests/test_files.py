@@ -17,7 +17,7 @@ import sample
 import train
 from convert.__main__ import main as convert
 from tests.training.tiny_run import STAGE_C
-from ultrapixel_jax.checkpoints.directory import CheckpointWriter
+from ultrapixel_jax.checkpoints.directory import CheckpointWriter, restore
 from ultrapixel_jax.checkpoints.manifest import ComponentInfo, identity, read_manifest, verify_files
 from ultrapixel_jax.checkpoints.runs import COMMITTED, RunWeights, is_run, saved_steps
 from ultrapixel_jax.checkpoints.sources import Sources
@@ -126,6 +126,8 @@ def test_a_converted_checkpoint_in_a_bucket(buckets: Path, tmp_path: Path) -> No
         Tokenizer(sources.tokenizer)(["a cat"])[0].tolist()
         == Tokenizer(BYTE_TOKENIZER)(["a cat"])[0].tolist()
     )
+    with pytest.raises(UserError, match="gs://converted has no component 'none', only other"):
+        restore(there, "none")
     verify_files(there, "other", True)
     file = max((p for p in (buckets / "converted" / "other").rglob("*") if p.is_file()),
                key=lambda p: p.stat().st_size)  # fmt: skip

@@ -36,7 +36,7 @@ def main() -> None:
     def run(*words: str, code: int = 0) -> list[str]:
         """Lines that a command says, but for TensorStore's own."""
         done = subprocess.run(
-            [sys.executable, *words], cwd=ROOT, env=variables, text=True, timeout=300, check=False,
+            [sys.executable, *words], cwd=ROOT, env=variables, text=True, timeout=400, check=False,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         lines = [line for line in done.stdout.splitlines() if "google_auth_provider" not in line]

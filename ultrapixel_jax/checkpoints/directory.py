@@ -52,7 +52,7 @@ from ultrapixel_jax.checkpoints.manifest import (
     verify_files,
 )
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import bucket_errors, is_full, place
+from ultrapixel_jax.files import bucket_errors, is_full, is_remote, place
 
 __all__ = ["CheckpointWriter", "ComponentInfo", "identity", "read_manifest", "restore"]
 
@@ -204,7 +204,9 @@ def restore(
     `UserError` if there is no such component, on a mismatch with `like`, if files are damaged or cannot be
     reached, or if memory does not do.
     """
-    directory = place(directory).absolute()
+    directory = place(directory)
+    if not is_remote(directory):  # of which etils makes no absolute ones
+        directory = directory.absolute()
     known = read_manifest(directory).components
     if name not in known:
         raise UserError(f"{directory} has no component {name!r}, only {', '.join(known)}; convert it")
