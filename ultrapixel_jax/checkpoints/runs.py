@@ -17,11 +17,13 @@ from etils import epath
 
 from ultrapixel_jax.config import CascadeConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import fingerprint
+from ultrapixel_jax.files import bucket_errors, fingerprint, is_remote
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 RUN_MANIFEST = "run.json"
+COMMITTED = "commit_success.txt"
+"""What Orbax writes last into a checkpoint in a bucket."""
 RUN_VERSION = 1
 """Raised when a run can no longer be read by older code."""
 
@@ -94,7 +96,20 @@ def _manifest_from_config(values: Mapping[str, Any]) -> RunManifest:
 def is_run(directory: str | os.PathLike[str]) -> bool:
     """Whether `directory` is that of a run."""
     path = epath.Path(directory)
-    return (path / CONFIG).exists() and (path / CHECKPOINTS).exists()
+    with bucket_errors(directory):
+        return (path / CONFIG).exists() and (path / CHECKPOINTS).exists()
+
+
+def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """Steps of the checkpoints in a run's directory, ascending; none where there is no such directory.
+
+    In a bucket nothing can be renamed: there Orbax writes in place, and last of all a file that says so.
+    """
+    path = epath.Path(directory) / CHECKPOINTS
+    with bucket_errors(directory):
+        steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
+        whole = [n for n in steps if not is_remote(path) or (path / str(n) / COMMITTED).exists()]
+    return sorted(whole)
 
 
 def _read(path: epath.Path) -> RunManifest:
@@ -134,10 +149,10 @@ class RunWeights:
 
         path = epath.Path(directory)
         manifest = _read(path)
-        steps = [int(p.name) for p in (path / CHECKPOINTS).iterdir() if p.name.isdigit()]
+        steps = saved_steps(path)
         if not steps:
             raise UserError(f"run {path} has no checkpoint yet; let it train on")
-        step = max(steps)
+        step = steps[-1]
         with reading(*_words(path, step)):
             saved = json.loads((path / CHECKPOINTS / str(step) / "data" / "metadata").read_text())
             return cls(path, manifest, step, dict(saved.get("checksums", {})))

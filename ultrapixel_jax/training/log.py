@@ -202,7 +202,8 @@ class Log:
         if self._main:
             self._bar.close()
             if self._board is not None:
-                self._board.close()
+                with disk_errors(str(self._file)):
+                    self._board.close()
 
 
 def check_finite(step: int, metrics: Mapping[str, np.ndarray], batch: Mapping[str, Any]) -> None:
