@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ultrapixel_jax import commands, processes
+from ultrapixel_jax.training import stopping
 from ultrapixel_jax.training.options import parse
 
 if TYPE_CHECKING:
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
-    stopped = "the same command continues from the last checkpoint"
-    return commands.run(lambda: processes.together(lambda: run(parse(argv))), interrupted=stopped)
+    """Run one command line; returns the exit code: 0 also when stopped by SIGTERM, 2 for bad input, 130 when
+    interrupted.
+    """
+    interrupted = "the same command continues from the last checkpoint"
+    with stopping.heard():
+        return commands.run(lambda: processes.together(lambda: run(parse(argv))), interrupted=interrupted)
 
 
 def run(config: TrainConfig) -> int:

@@ -72,6 +72,9 @@ def test_presets(refusal: Refusal, latents: Path, tmp_path: Path) -> None:
     ):
         (tmp_path / "preset.py").write_text(text)
         assert words in refusal(tmp_path / "preset.py", *rest)
+    (tmp_path / "config.json").write_text('{"steps": null}')
+    line = refusal(tmp_path / "config.json", *rest)
+    assert "is JSON, and has to be a Python file that defines `config = TrainConfig(...)`" in line
     assert "--output is missing" in refusal(STAGE_C, "--data.path", latents)
     assert "--data.path is missing" in refusal(STAGE_C, "--output", tmp_path / "run")
 

@@ -30,6 +30,7 @@ from ultrapixel_jax.checkpoints.runs import (
     RunManifest,
     absolute,
     manifest_to_json,
+    saved_steps,
 )
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
@@ -76,22 +77,8 @@ class RunCheckpoints:
         Raises:
             UserError: the directory holds a run of another configuration, or something else.
         """
-        file = self.directory / CONFIG
-        new = config_to_json(config)
-        if file.exists():
-            try:
-                old = json.loads(file.read_text())
-                if not isinstance(old, dict):
-                    raise ValueError("it holds no configuration")
-            except ValueError as error:
-                raise UserError(f"{file} is damaged; restore it, or train into another --output") from error
-            if found := differences(old, json.loads(json.dumps(new))):
-                more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-                raise UserError(
-                    f"{self.directory} holds a run with another configuration: {'; '.join(found[:5])}{more}; "
-                    "use the same, or another --output"
-                )
-        elif self.latest is not None:
+        check_configuration(self.directory, config)
+        if self.latest is not None and not (self.directory / CONFIG).exists():
             raise UserError(f"{self.directory} has checkpoints but no {CONFIG}; use another --output")
 
     def describe(self, config: TrainConfig) -> None:
@@ -163,6 +150,44 @@ class RunCheckpoints:
         with disk_errors(os.fspath(self.directory)):
             self._manager.wait_until_finished()
             self._manager.close()
+
+
+def check_configuration(directory: epath.Path, config: TrainConfig) -> None:
+    """Compare `config` with that of the run in `directory`, if there is one.
+
+    Raises:
+        UserError: it is another one in a field that may not change, or what is there is damaged.
+    """
+    file = directory / CONFIG
+    if not file.exists():
+        return
+    try:
+        old = json.loads(file.read_text())
+        if not isinstance(old, dict):
+            raise ValueError("it holds no configuration")
+    except ValueError as error:
+        raise UserError(f"{file} is damaged; restore it, or train into another --output") from error
+    if found := differences(old, config):
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise UserError(
+            f"{directory} holds a run with another configuration: {'; '.join(found[:5])}{more}; "
+            "use the same, or another --output"
+        )
+
+
+def is_finished(config: TrainConfig) -> bool:
+    """Whether the run of `config` has done all its steps.
+
+    Raises:
+        UserError: the directory holds a finished run of another configuration.
+    """
+    directory = epath.Path(config.output)
+    with disk_errors(config.output):
+        steps = saved_steps(directory) if (directory / CONFIG).exists() else []
+    if not steps or steps[-1] < config.steps:
+        return False
+    check_configuration(directory, config)
+    return True
 
 
 def manifest_of(config: TrainConfig) -> RunManifest:

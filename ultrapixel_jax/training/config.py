@@ -266,6 +266,26 @@ class PicturesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """The loss on examples that are never trained on, of the moving average where there is one: without
+    dropout, with the same noise, crops and dropped captions each time."""
+
+    share: float = 0.0
+    """Share of the examples that is held out, by a hash of their ids; 0 holds out none."""
+    every: int = 500
+    """Steps between two validations; there is one before the first step and one after the last."""
+    examples: int = 256
+    """Most held-out examples that are read each time: those with the lowest hashes."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise UserError(f"validation.share {self.share} is outside 0 to 1")
+        for name in ("every", "examples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"validation.{name} {getattr(self, name)} must be 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
 class MachinesConfig:
     """Many processes (`jax.distributed`)."""
 
@@ -329,6 +349,7 @@ class TrainConfig:
     checkpoints: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     pictures: PicturesConfig = PicturesConfig()
+    validation: ValidationConfig = ValidationConfig()
     machines: MachinesConfig = MachinesConfig()
 
     def __post_init__(self) -> None:
@@ -355,20 +376,29 @@ def config_to_json(config: TrainConfig) -> dict[str, Any]:
 MAY_CHANGE = (
     "output", "sources", "steps", "mesh", "checkpoints", "log", "pictures", "machines", "data.path",
     "data.workers", "data.cache_dir", "optimizer.accumulate", "model.sampling_c", "model.sampling_b",
+    "validation.every", "validation.examples",
 )  # fmt: skip
 """Fields that may differ when a run goes on; any other would make it another run."""
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Fields of two configurations, as `to_dict` gives them, that differ and may not, in words."""
+def differences(old: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Fields of `config` that differ from those of a run (`config_to_json`) and may not, in words.
+
+    What a run does not name is from after it, and was as it is by default.
+    """
+    default = TrainConfig(type(config.task)(), CascadeConfig())
+    return _differences(old, _plain(config_to_json(config)), _plain(config_to_json(default)), "")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], default: dict[str, Any], prefix: str) -> list[str]:
     out = []
     for name in [*old, *(key for key in new if key not in old)]:
-        path = f"{prefix}{name}"
-        a, b = old.get(name), new.get(name)
-        if path in MAY_CHANGE or _plain(a) == _plain(b):
+        path, known = f"{prefix}{name}", default.get(name)
+        a, b = old.get(name, known), new.get(name)
+        if path in MAY_CHANGE or a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            out += differences(a, b, f"{path}.")
+            out += _differences(a, b, known if isinstance(known, dict) else {}, f"{path}.")
         else:
             out.append(f"{path} was {a!r:.60}, is {b!r:.60}")
     return out
