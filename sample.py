@@ -41,7 +41,7 @@ def run(options: Options) -> int:
         processes.join(options.coordinator, options.process_index, options.process_count)
 
     # ── What to draw. All that can be wrong with it without a model is found before jax is imported. ───
-    from ultrapixel_jax.config import load_config
+    from ultrapixel_jax.config import DiffusionConfig, load_config
     from ultrapixel_jax.sampling import pictures
     from ultrapixel_jax.sampling import requests as lists
 
@@ -54,7 +54,9 @@ def run(options: Options) -> int:
         entries = []
     else:
         entries = listed(options)
-        requests = lists.make_requests(entries, **asked(options), **settings_of_release(options))
+        # Before the model says what its own sampling is, that of the release is as good for checks.
+        stages = lists.with_settings(DiffusionConfig(), DiffusionConfig(), options.settings)
+        requests = lists.make_requests(entries, **asked(options), stage_c=stages[0], stage_b=stages[1])
     output = options.output or (options.reproduce.parent if options.reproduce else Path("output"))
     if not options.compile_only and processes.is_first():
         pictures.check_writable(output)
@@ -78,8 +80,7 @@ def run(options: Options) -> int:
     if made_by is not None:
         pictures.check_same_model(made_by, the_run)
     else:
-        of_b = {f"{name}_b": value for name, value in options.settings_b.items()}
-        requests = model.requests(entries, **asked(options), **options.settings_c, **of_b)
+        requests = model.requests(entries, **asked(options), **options.settings)
     if not options.distributed:
         index, count = options.process_index, options.process_count
         requests = lists.share(requests, index, count, batch_size, model.cascade.lr_side)
@@ -134,11 +135,12 @@ def run(options: Options) -> int:
 
 def listed(options: Options) -> list[Entry]:
     """The prompts of the command line and of the file."""
-    from ultrapixel_jax.sampling.requests import Entry, read_prompts
+    from ultrapixel_jax.sampling.prompts import read_prompts
+    from ultrapixel_jax.sampling.requests import Entry
 
     entries = [Entry(prompt) for prompt in options.prompts]
     if options.prompts_file is not None:
-        entries += read_prompts(options.prompts_file)
+        entries += read_prompts(options.prompts_file, comments=options.comments, note=note)
     return entries or [Entry("")]  # --compile-only needs a size, but no prompt
 
 
@@ -146,15 +148,6 @@ def asked(options: Options) -> dict[str, Any]:
     """What the command line says about every prompt, but for the sampling."""
     names = ("height", "width", "seed", "negative_prompt", "num_images")
     return {name: getattr(options, name) for name in names}
-
-
-def settings_of_release(options: Options) -> dict[str, Any]:
-    """Sampling to check requests with, before the model says what its own is."""
-    from ultrapixel_jax.config import DiffusionConfig
-
-    return {
-        "stage_c": DiffusionConfig(**options.settings_c), "stage_b": DiffusionConfig(**options.settings_b)
-    }  # fmt: skip
 
 
 def as_recorded(options: Options, made_by: Any) -> Options:

@@ -19,7 +19,6 @@ batch each, as it was before, and what happens now:
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -29,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ultrapixel_jax import commands
 
 RECORDED = ("v4:2x2x4", "v5p:2x2x2", "v5e:4x4", "v6e:4x4", "v6e:8x8")
 MESHES: tuple[dict[str, int], ...] = (
@@ -201,17 +202,17 @@ def record(file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.topologies", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write the TPU compiler's order there")
-    file = parser.parse_args(argv).record
-    if file is None:
-        print(table())
-    else:
-        record(file)
-    return 0
+
+    def run() -> None:
+        p = commands.Parser("python -m benchmarks.topologies", __doc__)
+        p.option("--record", Path, "write the TPU compiler's order there", metavar="FILE")
+        file = p.read(argv).record
+        if file is None:
+            print(table())
+        else:
+            record(file)
+
+    return commands.run(run, interrupted="nothing was written")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ultrapixel_jax.commands import surroundings
 from ultrapixel_jax.errors import UserError, one_line
 
 SOON = 3.0
@@ -101,7 +102,8 @@ def together(command: Callable[[], int]) -> int:
     Process 0 prints why. Without others errors go on to the caller.
     """
     try:
-        code = command()
+        with surroundings.explaining():
+            code = command()
     except BaseException as error:
         if _group is None:
             raise
@@ -109,6 +111,8 @@ def together(command: Callable[[], int]) -> int:
             _group.end(2, f"error: {one_line(error)}")
         if isinstance(error, KeyboardInterrupt):
             _group.end(130, "interrupted: the same command continues")
+        if isinstance(error, BrokenPipeError):
+            _group.end(141, "nobody reads what it prints")
         _group.end(1, traceback.format_exc())
     if _group is not None:
         # Another may still fail, with what it does last: then all do.

@@ -136,6 +136,27 @@ def test_a_rerun_continues_where_it_stopped(fake, tmp_path, capsys):
     assert len(fake(*command)) == 4
 
 
+def test_settings_of_lines_run_in_batches_of_their_own(fake, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text("Prompt,Steps,CFG,Note\n# x,1,1,\na,5,,\nb,6,,\nc,5,2.5,\nd,5,,z\n")
+    calls = fake(
+        "--prompts",
+        str(tmp_path / "list.csv"),
+        "--comments",
+        "--batch-size",
+        "4",
+        "--cfg",
+        "3",
+        "--steps",
+        "9",
+    )
+    assert [call[1] for call in calls] == [[("a", 0), ("d", 0)], [("b", 0)], [("c", 0)]]
+    request, _ = pictures.recorded(pictures.read_metadata(tmp_path / "out" / "00002-c-0.png"))
+    assert (request.stage_c.steps, request.stage_c.cfg) == (5, 2.5)  # the line wins
+    request, _ = pictures.recorded(pictures.read_metadata(tmp_path / "out" / "00000-a-0.png"))
+    assert (request.stage_c.steps, request.stage_c.cfg) == (5, 3.0)
+    assert "columns without a meaning here: Note" in capsys.readouterr().err
+
+
 def test_processes_share_the_list(fake, tmp_path):
     command = ["--prompt", "a", "--num-images", "5", "--process-count", "2", "--process-index"]
     one, two = fake(*command, "0"), fake(*command, "1")

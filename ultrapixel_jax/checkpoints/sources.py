@@ -259,7 +259,7 @@ def _perturbed(variables: Mapping[str, Any], seed: int, name: str) -> dict[str, 
         if x.ndim < 2:
             return x
         key = components.key_for(seed, "noise", name, _path(path))
-        return x + RANDOM_STD * jax.random.normal(key, x.shape)
+        return x + RANDOM_STD * jax.random.normal(key, x.shape, jnp.float32)
 
     params = jax.tree_util.tree_map_with_path(noisy, variables["params"])
     return {**variables, "params": params}

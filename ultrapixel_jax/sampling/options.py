@@ -11,16 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, one_of, whole
-from ultrapixel_jax.config import MAX_STEPS, DiffusionConfig, SamplerName, ScheduleName
+from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
+from ultrapixel_jax.config import DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sampling.requests import MAX_SEED, check_prompt
+from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B, check_prompt, with_settings
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
-SETTINGS_B = ("steps", "cfg", "shift", "sampler", "eta", "schedule")
-"""Options of stage B's sampler, which have ``-b`` after their name."""
-SETTINGS_C = (*SETTINGS_B, "cfg_hr")
-"""Options of stage C's."""
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
      "no_cache", "no_ema", "quiet", "distributed", "coordinator"]
@@ -39,10 +35,10 @@ class Options:
     width: int
     num_images: int
     seed: int
-    settings_c: dict[str, Any]
-    """Fields of stage C's `DiffusionConfig` that were given."""
-    settings_b: dict[str, Any]
-    """The same for stage B."""
+    comments: bool
+    """Whether lines of the prompts file that begin with # are skipped."""
+    settings: dict[str, Any]
+    """Sampling that was given, by the names in `requests.SETTINGS` and `SETTINGS_B`."""
     checkpoint: Path | None
     config: Path | None
     dtype: str | None
@@ -85,15 +81,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     height, width = values.size or (values.height or 1024, values.width or 1024)
     if "size" in given or "height" in given:
         check_size(height, width)
-    settings = [
-        {name: value for name in names if (value := getattr(values, name + suffix)) is not None}
-        for names, suffix in ((SETTINGS_C, ""), (SETTINGS_B, "_b"))
-    ]
-    for stage, changes in zip("CB", settings):
-        try:
-            DiffusionConfig(**changes)
-        except UserError as error:
-            raise UserError(f"stage {stage}: {error}") from error
+    settings = {
+        name: value for name in (*SETTINGS, *SETTINGS_B) if (value := getattr(values, name)) is not None
+    }
+    with_settings(DiffusionConfig(), DiffusionConfig(), settings)
     return Options(
         prompts=tuple(check_prompt(prompt) for prompt in values.prompt or ()),
         prompts_file=values.prompts,
@@ -102,8 +93,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         width=width,
         num_images=_or(values.num_images, 1),
         seed=_or(values.seed, 0),
-        settings_c=settings[0],
-        settings_b=settings[1],
+        comments=values.comments,
+        settings=settings,
         checkpoint=_existing_directory(values.checkpoint),
         config=values.config,
         dtype=values.dtype,
@@ -142,9 +133,10 @@ def _parser() -> Parser:
     p.section("what to draw")
     p.option("--prompt", str, "a prompt; may be given several times", action="append", metavar="TEXT")
     listed = (
-        "a prompt per line, or JSON lines of prompt, negative_prompt, seed, size or height and width, name"
+        "a prompt per line, JSON, or a table, with settings of each picture (docs/prompts.md); - is stdin"
     )
     p.option("--prompts", Path, listed, metavar="FILE")
+    p.flag("--comments", "skip lines of it that begin with #")
     p.option("--negative-prompt", str, "what to keep away from", shown="nothing", metavar="TEXT")
     p.option("--size", SIZE, "pixels, height first, like 2560x5120; any size, not only multiples of 8",
              shown="1024x1024")  # fmt: skip
@@ -161,18 +153,21 @@ def _parser() -> Parser:
     p.option("--reproduce", Path, again, metavar="PNG")
     for stage, suffix, steps, cfg in (("C (both passes)", "", 20, "4"), ("B", "-b", 10, "1.1")):
         p.section(f"sampling, stage {stage}")
-        samplers, schedules = get_args(SamplerName), get_args(ScheduleName)
-        p.option(f"--steps{suffix}", whole(1, MAX_STEPS), "denoising steps", shown=str(steps))
-        p.option(f"--cfg{suffix}", number(), "classifier-free guidance weight", shown=cfg)
-        p.option(f"--shift{suffix}", number(above=0), "shift of the noise schedule", shown="1")
-        p.option(f"--sampler{suffix}", one_of(samplers), "how a step is taken", shown="ddpm")
-        p.option(f"--eta{suffix}", number(), "DDIM's eta, 0 to 1", shown="1 for ddpm, 0 for ddim")
-        p.option(
-            f"--schedule{suffix}", one_of(schedules), ", ".join(schedules), shown="cosine", metavar="NAME"
-        )
-        if stage != "B":
-            lower = "the weight in the HR pass; lower keeps very large pictures in one"
-            p.option("--cfg-hr", number(), lower, shown="as --cfg")
+        told = {
+            "steps": ("denoising steps", str(steps)),
+            "cfg": ("classifier-free guidance weight", cfg),
+            "cfg_hr": ("the weight in the HR pass; lower keeps very large pictures in one", "as --cfg"),
+            "shift": ("shift of the noise schedule", "1"),
+            "sampler": ("how a step is taken", "ddpm"),
+            "eta": ("DDIM's eta, 0 to 1", "1 for ddpm, 0 for ddim"),
+            "schedule": (", ".join(get_args(ScheduleName)), "cosine"),
+            "cfg_rescale": ("share of the guided noise that is rescaled", "0.7"),
+        }
+        for name, (text, shown) in told.items():
+            if stage != "B" or name != "cfg_hr":
+                more = {"metavar": "NAME"} if name == "schedule" else {}
+                option = f"--{name.replace('_', '-')}{suffix}"
+                p.option(option, SETTINGS[name], text, shown=shown, **more)
     p.section("model")
     p.option("--checkpoint", Path, "a checkpoint that `python -m convert` wrote", metavar="DIR")
     p.option("--config", Path, "a Python file with `config = CascadeConfig(...)`", metavar="FILE")

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ultrapixel_jax.diffusion import loss as objective
 from ultrapixel_jax.diffusion import schedule
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.models import components, scan
+from ultrapixel_jax.models import components, random_keys, scan
 from ultrapixel_jax.sizes import HW
 from ultrapixel_jax.training.config import DiffusionTraining, TrainConfig
 
@@ -126,17 +126,17 @@ class Task:
 
 def keys_of(batch: Batch, stream: int) -> Array:
     """A key per sample, another for each `stream`; neither mesh nor accumulation enters."""
-    return jax.vmap(lambda k: jax.random.fold_in(jax.random.wrap_key_data(k), stream))(batch["key"])
+    return jax.vmap(lambda k: jax.random.fold_in(random_keys.of_data(k), stream))(batch["key"])
 
 
 def uniform(keys: Array) -> Float[Array, " b"]:
     """A number in [0, 1) per key."""
-    return jax.vmap(jax.random.uniform)(keys)
+    return jax.vmap(lambda k: jax.random.uniform(k, dtype=jnp.float32))(keys)
 
 
 def normal(keys: Array, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """Standard normal noise of `shape` per key."""
-    return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+    return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
 
 
 def dropout_keys(batch: Batch, *, dropping: bool) -> Array | None:

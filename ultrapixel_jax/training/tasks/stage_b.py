@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt32
 from ultrapixel_jax import flops
 from ultrapixel_jax.diffusion import loss as objective
 from ultrapixel_jax.diffusion import schedule
+from ultrapixel_jax.models import random_keys
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.models.resize import resize_bilinear
@@ -148,7 +149,7 @@ def keys_of_draws(batch: Batch, draws: int) -> UInt32[Array, "b 2"]:
     """Keys of `draws` noised copies of each sample, those of one sample side by side."""
     number = DRAW + jnp.arange(draws)
     copies = jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(number))
-    return jax.random.key_data(copies(jax.random.wrap_key_data(batch["key"])).reshape(-1))
+    return jax.random.key_data(copies(random_keys.of_data(batch["key"])).reshape(-1))
 
 
 def pyramid_noise(batch: Batch, shape: tuple[int, ...], levels: tuple[int, int]) -> Float[Array, "b h w c"]:
