@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_stops(
     shutil.copytree(whole, run)
     DAMAGE[damage](run / CHECKPOINTS / "10")
     before = content(run)
-    line = refusal(STAGE_C, "--data.path", latents, "--output", run, *STEPS, *MESH)
+    line = refusal(STAGE_C, "--data.path", latents, "--output", run, *STEPS, *MESH, "--steps", "11")
     assert f"checkpoint 10 in {run} cannot be read" in line
     assert "go on from the one before" in line
     assert content(run) == before
@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_in_its_own_process(
     shutil.copytree(whole, run)
     cut(run / CHECKPOINTS / "10")
     before = content(run)
-    code, said = launcher.run(run, latents, *STEPS)
+    code, said = launcher.run(run, latents, *STEPS, "--steps", "11")
     assert code == 2
     assert f"checkpoint 10 in {run} cannot be read" in only_line(said)
     assert content(run) == before
@@ -187,7 +187,7 @@ def test_another_configuration_is_refused(
     assert "task.dropout was True, is False" in line
     for i in range(2):
         other = write_latents(tmp_path / f"other{i}", 20 + i)
-        line = refusal(STAGE_C, "--data.path", other, "--output", whole, *STEPS, *MESH)
+        line = refusal(STAGE_C, "--data.path", other, "--output", whole, *STEPS, *MESH, "--steps", "11")
         assert f"data '{other}' or its settings" in line
     assert content(whole) == before
 

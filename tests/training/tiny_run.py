@@ -33,7 +33,9 @@ SIZES = ((128, 128), (128, 192))
 """Height and width of the two buckets; latents are 32 times smaller."""
 CLOCK = ("images_per_second", "step_seconds", "data_wait", "tflops", "utilisation", "memory_gb")
 """What a line of the metrics says about time and memory, which no two runs have in common."""
-PROGRESS = ("trains ", "1 x cpu", "4 x cpu", "8 x cpu", "24 examples", "continues after", "step ")
+PROGRESS = (
+    "trains ", "1 x cpu", "4 x cpu", "8 x cpu", "24 examples", "continues after", "compil", "step ",
+)  # fmt: skip
 """How the lines start that a run says before anything is wrong."""
 
 

@@ -54,12 +54,7 @@ class RunCheckpoints:
         self.directory = epath.Path(directory)
         orbax_log.ignore_tasks_left_behind()
         with disk_errors(directory):
-            there = {path.name for path in self.directory.iterdir()} if self.directory.exists() else set()
-            if CONFIG not in there and (strange := sorted(n for n in there - {CHECKPOINTS} if n[0] != ".")):
-                raise UserError(
-                    f"{directory} is not empty and no run (it has {strange[0]} and no {CONFIG}); use another "
-                    "--output"
-                )
+            _check_empty(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep_last,
@@ -77,9 +72,7 @@ class RunCheckpoints:
         Raises:
             UserError: the directory holds a run of another configuration, or something else.
         """
-        check_configuration(self.directory, config)
-        if self.latest is not None and not (self.directory / CONFIG).exists():
-            raise UserError(f"{self.directory} has checkpoints but no {CONFIG}; use another --output")
+        check_directory(self.directory, config)
 
     def describe(self, config: TrainConfig) -> None:
         """Write the configuration and what the run is made of, before the first checkpoint or with what has
@@ -150,6 +143,27 @@ class RunCheckpoints:
         with disk_errors(os.fspath(self.directory)):
             self._manager.wait_until_finished()
             self._manager.close()
+
+
+def _check_empty(directory: epath.Path) -> None:
+    there = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    if CONFIG not in there and (strange := sorted(n for n in there - {CHECKPOINTS} if n[0] != ".")):
+        raise UserError(
+            f"{directory} is not empty and no run (it has {strange[0]} and no {CONFIG}); use another --output"
+        )
+
+
+def check_directory(directory: epath.Path, config: TrainConfig) -> None:
+    """Whether a run of `config` may be in `directory`, which need not exist.
+
+    Raises:
+        UserError: it holds a run of another configuration, or something else.
+    """
+    with disk_errors(os.fspath(directory)):
+        _check_empty(directory)
+        check_configuration(directory, config)
+        if saved_steps(directory) and not (directory / CONFIG).exists():
+            raise UserError(f"{directory} has checkpoints but no {CONFIG}; use another --output")
 
 
 def check_configuration(directory: epath.Path, config: TrainConfig) -> None:

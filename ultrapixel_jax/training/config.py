@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from ultrapixel_jax.config import CascadeConfig, ScheduleName, check_dtype, to_dict
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sizes import check_size
 
 LossWeight = Literal["adaptive", "p2", "none"]
 
@@ -263,6 +264,10 @@ class PicturesConfig:
             raise UserError(f"pictures.every {self.every} must be 0 or more")
         if not self.prompts:
             raise UserError("pictures.prompts is empty; give one or more")
+        try:
+            check_size(*self.size)
+        except UserError as error:
+            raise UserError(f"pictures.size: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,26 +87,12 @@ class Log:
 
     def describe(self, task: Task, state: TrainState, mesh: Mesh, loader: Loader) -> None:
         """Say what runs, on what; the configuration goes to TensorBoard."""
-        trained = sum(x.size for x in jax.tree.leaves(state.params))
-        axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
-        counts = loader.bucket_counts()
-        sizes = ", ".join(f"{h}x{w} ({n})" for (h, w), n in sorted(counts.items())[:6])
-        more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
-        kind = jax.devices()[0].device_kind
-        self.say(
-            f"trains {', '.join(task.trained)}: {trained:,} parameters; frozen: {', '.join(task.frozen)}"
-        )
-        self.say(f"{mesh.size} x {kind}, {axes}; {jax.process_count()} process(es)")
-        self.say(f"{sum(counts.values())} examples in {len(counts)} bucket(s): {sizes}{more}")
-        if held := loader.held_out:
-            most = task.config.validation.examples
-            self.say(f"{held} more are held out, of which {min(held, most)} are validated on")
-        self._to_compile = len(counts)
+        for line in describe(task, state, mesh, loader, int(state.step)):
+            self.say(line)
+        self._to_compile = len(loader.bucket_counts())
         if self._main and self._board is not None:
             for name, text in _texts(task.config).items():
                 self._board.add_text(name, text, int(state.step))
-        if step := int(state.step):
-            self.say(f"continues after step {step}")
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -254,6 +240,24 @@ class Log:
             self._bar.close()
             if self._board is not None:
                 self._board.close()
+
+
+def describe(task: Task, state: TrainState, mesh: Mesh, loader: Loader, step: int) -> list[str]:
+    """What runs, on what, after `step`; of `state` only the shapes count."""
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+    counts = loader.bucket_counts()
+    sizes = ", ".join(f"{h}x{w} ({n})" for (h, w), n in sorted(counts.items())[:6])
+    more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
+    lines = [
+        f"trains {', '.join(task.trained)}: {count:,} parameters; frozen: {', '.join(task.frozen)}",
+        f"{mesh.size} x {jax.devices()[0].device_kind}, {axes}; {jax.process_count()} process(es)",
+        f"{sum(counts.values())} examples in {len(counts)} bucket(s): {sizes}{more}",
+    ]
+    if held := loader.held_out:
+        most = task.config.validation.examples
+        lines.append(f"{held} more are held out, of which {min(held, most)} are validated on")
+    return [*lines, *([f"continues after step {step}"] if step else [])]
 
 
 def check_finite(step: int, metrics: Mapping[str, np.ndarray], batch: Mapping[str, Any]) -> None:

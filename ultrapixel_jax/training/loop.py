@@ -20,7 +20,7 @@ from ultrapixel_jax.training.ending import finished
 from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
 from ultrapixel_jax.training.log import STEP, Log, check_finite
 from ultrapixel_jax.training.optimizer import make_optimizer
-from ultrapixel_jax.training.pictures import make_pictures, save_pictures
+from ultrapixel_jax.training.pictures import labels_of, make_pictures, save_pictures
 from ultrapixel_jax.training.profile import Profile
 from ultrapixel_jax.training.programs import Programs
 from ultrapixel_jax.training.step import make_step
@@ -102,7 +102,7 @@ def train(config: TrainConfig) -> None:
             if draw is not None:
                 log.say(f"drawing pictures of step {n} …")
                 with log.paused():
-                    save_pictures(log, checkpoints.directory, n, draw(state, frozen, batch))
+                    save_pictures(log, checkpoints.directory, n, draw(state, frozen, batch), labels_of(task))
 
         def settle(step: int, metrics: Any, batch: Any, operations: int) -> None:
             """Take the metrics of a step once it has run."""
