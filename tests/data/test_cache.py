@@ -120,7 +120,7 @@ def close(got: np.ndarray, expected: Any) -> None:
 
 def test_latents_and_states_equal_direct_encoding(records: Path, checkpoint: Path, cached: Path) -> None:
     direct = DataConfig(
-        path=str(records), areas=AREAS, ratios=RATIOS, batch_size=1, lr_side=2, caption_dropout=0.0,
+        path=str(records), areas=AREAS, ratios=RATIOS, batch_size=1, lr_latent=2, caption_dropout=0.0,
         image_vector_probability=1.0, clip_image_size=28,
     )  # fmt: skip
     images = by_id(read(direct, 26))  # the first epoch

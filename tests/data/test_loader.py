@@ -24,7 +24,7 @@ Batch = dict[str, Any]
 
 
 def config(path: Path, **changes: Any) -> DataConfig:
-    base = DataConfig(path=str(path), areas=AREAS, ratios=RATIOS, batch_size=4, lr_side=2)
+    base = DataConfig(path=str(path), areas=AREAS, ratios=RATIOS, batch_size=4, lr_latent=2)
     return dataclasses.replace(base, **changes)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from ultrapixel_jax.data import images, workers
 from ultrapixel_jax.data.buckets import HW, Buckets, lr_size
-from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.data.config import LR_LATENT, DataConfig
 from ultrapixel_jax.data.held_out import HeldOut, chosen
 from ultrapixel_jax.data.plan import EXAMPLE, HELD_OUT, Plan, uniforms
 from ultrapixel_jax.data.records import CachedLatents, CaptionedImages, Dataset, open_dataset
@@ -412,7 +412,9 @@ def place_of(config: DataConfig, epoch: int, index: int) -> tuple[float, float]:
 def crop_pair(image: Any, size: HW, place: tuple[float, float], config: DataConfig) -> tuple[Any, Any]:
     """An image brought to its bucket's size, and the low-resolution copy; Pillow images."""
     image = images.crop(images.cover(image, size), size, *place)
-    return image, images.low_resolution(image, lr_size(*size, config.lr_side), config.lr_resize)
+    return image, images.low_resolution(
+        image, lr_size(*size, config.lr_latent or LR_LATENT), config.lr_resize
+    )
 
 
 def _stack(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

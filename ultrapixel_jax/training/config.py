@@ -11,9 +11,9 @@ import math
 from typing import Any, Literal, get_args
 
 from ultrapixel_jax.config import CascadeConfig, ScheduleName, check_dtype, to_dict
-from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.data.config import LR_LATENT, DataConfig
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sizes import check_size
+from ultrapixel_jax.sizes import check_size, lr_latent
 
 LossWeight = Literal["adaptive", "p2", "none"]
 
@@ -369,8 +369,27 @@ class TrainConfig:
                 f"data.batch_size {self.data.batch_size} does not divide into optimizer.accumulate {parts} "
                 "equal parts"
             )
-        if isinstance(self.task, GuidanceTask) and self.model.guidance is None:
-            raise UserError("this task trains model.guidance, which is None; give it a configuration")
+        if isinstance(self.task, GuidanceTask):
+            if self.model.guidance is None:
+                raise UserError("this task trains model.guidance, which is None; give it a configuration")
+            if self.data.lr_latent not in (0, self.lr_latent):
+                raise UserError(
+                    f"data.lr_latent {self.data.lr_latent} is not the model's: model.guidance.lr_side "
+                    f"{self.model.guidance.lr_side} makes {self.lr_latent}; leave it at 0, or change that"
+                )
+
+    @property
+    def lr_latent(self) -> int:
+        """Side of the square low-resolution latent: the model's, where guidance is trained."""
+        guidance = self.model.guidance
+        if isinstance(self.task, GuidanceTask) and guidance is not None:
+            return lr_latent(1, 1, guidance.lr_side)[0]
+        return self.data.lr_latent or LR_LATENT
+
+    @property
+    def reading(self) -> DataConfig:
+        """How the data are read: `data`, with the size that the model decides."""
+        return dataclasses.replace(self.data, lr_latent=self.lr_latent)
 
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:
@@ -391,6 +410,15 @@ def differences(old: dict[str, Any], config: TrainConfig) -> list[str]:
 
     What a run does not name is from after it, and was as it is by default.
     """
+    if (
+        isinstance(old.get("data"), dict) and "lr_side" in old["data"]
+    ):  # its name before, with the model's value
+        data = dict(old["data"])
+        side = data.pop("lr_side")
+        old = {
+            **old,
+            "data": data | {"lr_latent": config.data.lr_latent if side == config.lr_latent else side},
+        }
     default = TrainConfig(type(config.task)(), CascadeConfig())
     return _differences(old, _plain(config_to_json(config)), _plain(config_to_json(default)), "")
 

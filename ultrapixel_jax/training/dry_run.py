@@ -50,7 +50,7 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
         rows = rows_of_batch(mesh, config.data.batch_size, config.optimizer.accumulate)
         task = make_task(config)
         task.check()
-        with Loader(config.data, rows=rows, held_out=config.validation.share) as loader:
+        with Loader(config.reading, rows=rows, held_out=config.validation.share) as loader:
             sources = Sources(config.sources)
             if config.random_frozen:
                 sources.fill_with_random(config.model, config.seed)

@@ -51,7 +51,7 @@ def train(config: TrainConfig) -> None:
         rows = rows_of_batch(mesh, config.data.batch_size, config.optimizer.accumulate)
         task = make_task(config)
         task.check()
-        loader = Loader(config.data, rows=rows, held_out=config.validation.share)
+        loader = Loader(config.reading, rows=rows, held_out=config.validation.share)
 
         # ── Networks: which are trained, which are frozen, where they come from ───────────────────────
         sources = Sources(config.sources)
