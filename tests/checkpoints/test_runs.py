@@ -106,6 +106,10 @@ def test_one_of_several_checkpoints(tmp_path: Path, capsys) -> None:
     assert convert.main(["--export", f"{run}@5", str(tmp_path / "none")]) == 2
     assert sample.main(["--checkpoint", f"{run}@5", "--prompt", "x", "--output", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("no checkpoint of step 5; it has those of 3, 7") == 2
+    with pytest.raises(
+        UserError, match=r"caching needs clip_vision, .*; or do without: --without clip_vision$"
+    ):
+        Sources([run]).require(["clip_vision"], "caching", {"clip_vision": "--without clip_vision"})
     for name in ("run@here", "other@3"):
         with pytest.raises(UserError, match=f"{name} does not exist"):
             Sources([tmp_path / name])

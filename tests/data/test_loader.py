@@ -165,5 +165,5 @@ def test_damaged_or_missing_datasets_are_one_line(records: Path, tmp_path: Path)
         (copy / name).write_bytes(b"damaged")
         with pytest.raises(UserError, match="damaged"):
             Loader(config(copy))
-    with pytest.raises(UserError, match=r"not cached_latents; set data\.cached"):
+    with pytest.raises(UserError, match=r"not cached_latents; training takes it with --data\.no-cached"):
         Loader(config(records, cached=True))

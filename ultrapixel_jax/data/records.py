@@ -398,8 +398,10 @@ def open_dataset(path: str | os.PathLike[str], kind: Kind, cache_dir: str = "") 
         try:
             builder: Any = tfds.builder_from_directory(directory)
             if builder.info.name != kind.name:
+                option = "--data.no-cached" if kind is CachedLatents else "--data.cached"
                 raise UserError(
-                    f"data {path!s} holds {builder.info.name}, not {kind.name}; set data.cached accordingly"
+                    f"data {path!s} holds {builder.info.name}, not {kind.name}; training takes it with "
+                    f"{option}"
                 )
             images = {"image": tfds.decode.SkipDecoding()} if kind is CaptionedImages else None
             source = builder.as_data_source(split=SPLIT, decoders=images)  # pyright: ignore[reportCallIssue]

@@ -28,7 +28,7 @@ from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.pictures import make_pictures
 from ultrapixel_jax.training.step import make_step
 from ultrapixel_jax.training.tasks import make_task
-from ultrapixel_jax.training.tasks.base import Task
+from ultrapixel_jax.training.tasks.base import WITHOUT, Task
 
 
 def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
@@ -54,7 +54,7 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
             sources = Sources(config.sources)
             if config.random_frozen:
                 sources.fill_with_random(config.model, config.seed)
-            sources.require(task.frozen, f"training {', '.join(task.trained)}")
+            sources.require(task.frozen, f"training {', '.join(task.trained)}", WITHOUT)
             started = task.trained if config.start_from_sources else ()
             for name in (*task.frozen, *(name for name in started if name in sources.entries)):
                 check_variant(config, sources, name)

@@ -273,7 +273,7 @@ def check_finite(step: int, metrics: Mapping[str, np.ndarray], batch: Mapping[st
         height, width = batch["bucket"]
         raise UserError(
             f"{bad[0]} is {float(metrics[bad[0]])} at step {step}, bucket {height}x{width}, examples {ids}; "
-            "nothing of this step was saved. Lower optimizer.learning_rate, or look at these examples"
+            "nothing of this step was saved. Lower --optimizer.learning-rate, or look at these examples"
         )
 
 

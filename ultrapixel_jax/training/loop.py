@@ -25,6 +25,7 @@ from ultrapixel_jax.training.profile import Profile
 from ultrapixel_jax.training.programs import Programs
 from ultrapixel_jax.training.step import make_step
 from ultrapixel_jax.training.tasks import make_task
+from ultrapixel_jax.training.tasks.base import WITHOUT
 from ultrapixel_jax.training.validation import Validation
 
 
@@ -57,7 +58,7 @@ def train(config: TrainConfig) -> None:
         sources = Sources(config.sources)
         if config.random_frozen:
             sources.fill_with_random(config.model, config.seed)
-        sources.require(task.frozen, f"training {', '.join(task.trained)}")
+        sources.require(task.frozen, f"training {', '.join(task.trained)}", WITHOUT)
         inputs = Inputs(task, sources.tokenizer, mesh)
         draw = make_pictures(task, sources, mesh, inputs.place) if config.pictures.every else None
 

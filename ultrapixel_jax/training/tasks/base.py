@@ -26,6 +26,8 @@ Batch = Mapping[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
 DROPOUT = 1000
 """Stream of a sample's random numbers in every task."""
+WITHOUT = {"clip_vision": "--data.image-vector-probability 0"}
+"""Options with which training does without a network."""
 SCANNABLE = ("stage_c", "stage_b")
 """Networks whose blocks can be stacked."""
 
