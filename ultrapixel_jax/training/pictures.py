@@ -167,7 +167,7 @@ def _at_size(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[
         return image
     from PIL import Image
 
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 class _Decoding(_Drawing):
@@ -289,9 +289,9 @@ def save_pictures(
 
     if labels is None:
         half = len(pictures) // 2
-        image = sheet(pictures, [""] * half + ["made of the one above"] * half, columns=half)
+        image = sheet(list(pictures), [""] * half + ["made of the one above"] * half, columns=half)
     else:
-        image = sheet(pictures, labels)
+        image = sheet(list(pictures), labels)
     data = io.BytesIO()
     Image.fromarray(image).save(data, "PNG")
     folder = directory / SAMPLES
