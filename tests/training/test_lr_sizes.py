@@ -20,7 +20,8 @@ from ultrapixel_jax.data.loader import Loader
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sharding import make_mesh
 from ultrapixel_jax.sizes import Bucket
-from ultrapixel_jax.training.config import TrainConfig, config_to_json, differences
+from ultrapixel_jax.training.changes import differences
+from ultrapixel_jax.training.config import TrainConfig, config_to_json
 from ultrapixel_jax.training.inputs import Inputs
 from ultrapixel_jax.training.tasks import make_task
 

@@ -30,6 +30,7 @@ from ultrapixel_jax.models import components
 from ultrapixel_jax.models.stage_c import StageC
 from ultrapixel_jax.sharding import make_mesh
 from ultrapixel_jax.training import state as states
+from ultrapixel_jax.training.changes import differences
 from ultrapixel_jax.training.config import (
     LogConfig,
     OptimizerConfig,
@@ -37,7 +38,6 @@ from ultrapixel_jax.training.config import (
     TrainConfig,
     ValidationConfig,
     config_to_json,
-    differences,
 )
 from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
 from ultrapixel_jax.training.log import Log

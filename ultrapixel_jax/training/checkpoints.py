@@ -35,7 +35,8 @@ from ultrapixel_jax.checkpoints.runs import (
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import is_full
-from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, config_to_json, differences
+from ultrapixel_jax.training.changes import differences
+from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, config_to_json
 from ultrapixel_jax.training.state import TrainState
 from ultrapixel_jax.training.tasks import make_task
 
