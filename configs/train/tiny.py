@@ -17,6 +17,7 @@ from ultrapixel_jax.training.config import (
     TrainConfig,
 )
 
+assert tiny.guidance is not None
 config = TrainConfig(
     task=GuidanceTask(),
     model=dataclasses.replace(tiny, guidance=dataclasses.replace(tiny.guidance, lr_side=8)),

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from safetensors import safe_open
 
 import convert.__main__ as convert
 import sample
@@ -96,9 +97,9 @@ def test_one_of_several_checkpoints(tmp_path: Path, capsys) -> None:
     for options, output in ((["--export"], "released"), ([], "gathered")):
         assert convert.main([*options, f"{run}@3", str(tmp_path / output)]) == 0
     equal(restore(tmp_path / "gathered", "clip_text")["params"], found["@3"])
-    back = [str(tmp_path / "released"), str(tmp_path / "back"), "--config", "configs/tiny.py"]
-    assert convert.main(back) == 0
-    equal(restore(tmp_path / "back", "clip_text")["params"], found["@3"])
+    with safe_open(tmp_path / "released" / "clip_text.safetensors", "numpy") as file:
+        exported = file.get_tensor("text_model.embeddings.position_embedding.weight")
+    assert any(np.array_equal(exported, x) for x in jax.tree.leaves(found["@3"]))
 
     with pytest.raises(UserError, match=r"run .*/run has no checkpoint of step 5; it has those of 3, 7"):
         Sources([f"{run}@5"])
