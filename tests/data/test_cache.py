@@ -72,7 +72,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(records: Path, checkpoint: Path, output: Path, *more: str) -> list[str]:
     return [
         str(records), str(checkpoint), str(output), "--areas", *map(str, AREAS), "--ratios", *RATIOS,
-        "--lr-side", "2", "--batch-size", "8", "--shard-images", "12", "--quiet", *more,
+        "--lr-latent", "2", "--batch-size", "8", "--shard-images", "12", "--quiet", *more,
     ]  # fmt: skip
 
 
@@ -223,7 +223,7 @@ def test_bad_arguments(records: Path, cached: Path, checkpoint: Path, tmp_path: 
         (arguments(records, tmp_path / "none", tmp_path / "a"), "does not exist"),
         (arguments(records, checkpoint, tmp_path / "a", "--ratios", "16:9"), "16:9"),
         (arguments(cached, checkpoint, tmp_path / "a"), "holds cached_latents"),
-        (arguments(records, checkpoint, cached, "--lr-side", "3"), "another dataset"),
+        (arguments(records, checkpoint, cached, "--lr-latent", "3"), "another dataset"),
         (arguments(records, checkpoint, tmp_path / "a", "--dtype", "float16"), "float16"),
     ):
         assert command.main(values) == 2
