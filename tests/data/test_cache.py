@@ -228,5 +228,5 @@ def test_bad_arguments(records: Path, cached: Path, checkpoint: Path, tmp_path: 
     ):
         assert command.main(values) == 2
         assert words in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"set data\.cached"):
+    with pytest.raises(UserError, match=r"training takes it with --data\.cached"):
         Loader(DataConfig(path=str(cached)))
