@@ -20,12 +20,13 @@ from ultrapixel_jax.checkpoints.manifest import MANIFEST
 from ultrapixel_jax.checkpoints.runs import is_run
 from ultrapixel_jax.commands import DTYPE, whole
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import is_remote, place
 
 
 def parser() -> commands.Parser:
     """The command line."""
     p = commands.Parser("python -m convert", __doc__)
-    p.argument("paths", Path, "source(s), then the output", nargs="+", metavar="PATH")
+    p.argument("paths", place, "source(s), then the output", nargs="+", metavar="PATH")
     p.flag(
         "--export",
         "write a checkpoint's components, or those that a run trains, as released safetensors files",
@@ -49,6 +50,8 @@ def run(argv: Sequence[str] | None) -> None:
     if len(options.paths) < 2:
         raise UserError("give at least one source and the output directory (see python -m convert --help)")
     *sources, output = options.paths
+    if is_remote(output):
+        raise UserError(f"output {output} is in a bucket; write to a local directory and copy that")
     gathers = not options.export and any(is_run(path) or (path / MANIFEST).is_file() for path in sources)
     if options.mantissa_bits is not None and not gathers:
         raise UserError("--mantissa-bits is for gathering runs and checkpoints; convert first")
@@ -71,6 +74,8 @@ def run(argv: Sequence[str] | None) -> None:
     else:
         from convert.convert import convert
 
+        if buckets := [path for path in sources if is_remote(path)]:
+            raise UserError(f"{buckets[0]}: no checkpoint and no run; copy released files to a local disk")
         convert(
             sources, output, options.component, options.config, options.dtype, options.tokenizer,
             compressed=options.compress,

@@ -3,17 +3,19 @@
 They speak through the key-value store of jax's coordination service, which process 0 keeps: host to host,
 beside any collective on the devices. So a process that fails tells the others even while they wait for it in
 a collective: a thread in each looks once a second for what it has to say. One that is killed says nothing;
-jax notices it after `silence` seconds and aborts the others.
+jax notices it after `silence` seconds and aborts the others, whose last line says so.
 
 Imports jax only to join.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import threading
 import traceback
@@ -82,6 +84,11 @@ def join(
         global _group  # noqa: PLW0603  (a process joins once)
         _group = _Group(state.client, state.process_id, state.num_processes)
         _group.watch.start()
+        _group.last_word.promise(
+            f"error: process {state.process_id} of {state.num_processes} was ended from outside or by jax "
+            f"(above), which ends all when one dies or is silent for {silence} s: see what the others said, "
+            "then start all again"
+        )
 
 
 def agreed(decide: Callable[[], Any], name: str) -> Any:
@@ -118,6 +125,7 @@ def together(command: Callable[[], int]) -> int:
         # Another may still fail, with what it does last: then all do.
         _group.client.wait_at_barrier(f"{PREFIX}/done", LONG)
         _group.watch.close()
+        _group.last_word.withdraw()
     return code
 
 
@@ -133,6 +141,7 @@ class _Group:
 
     def __post_init__(self) -> None:
         self.watch = _Watch(self)
+        self.last_word = _LastWord()
         self._ending = threading.Lock()
 
     def end(self, code: int, text: str) -> NoReturn:
@@ -158,6 +167,7 @@ class _Group:
             self.client.wait_at_barrier(f"{PREFIX}/heard", int(GRACE * 1000))
         if self.index == 0:
             threading.Event().wait(0.5)  # the service ends with this process: last
+        self.last_word.withdraw()
         # Not `sys.exit`: the main thread may wait in a collective, and jax for the others.
         os._exit(why["code"])
 
@@ -181,6 +191,30 @@ class _Watch(threading.Thread):
         """Look no more."""
         self._closed.set()
         self.join()
+
+
+class _LastWord:
+    """A line that is said after all else where this process ends without a word of its own: killed, or by
+    jax, which aborts in C++ with a stack trace. A shell waits for the end of the process to say it.
+    """
+
+    _SCRIPT = 'trap "" TERM INT; read -r end; [ "$end" = withdrawn ] || printf "%s\\n" "$1" >&2'
+
+    def __init__(self) -> None:
+        self._shell: subprocess.Popen[bytes] | None = None
+
+    def promise(self, line: str) -> None:
+        """Say `line` at the end."""
+        with contextlib.suppress(OSError):  # no shell: then nothing is said
+            self._shell = subprocess.Popen(["sh", "-c", self._SCRIPT, "sh", line], stdin=subprocess.PIPE)
+            atexit.register(self.withdraw)
+
+    def withdraw(self) -> None:
+        """Say nothing: this process has said why it ends."""
+        shell, self._shell = self._shell, None
+        if shell is not None:
+            with contextlib.suppress(OSError):
+                shell.communicate(b"withdrawn\n")
 
 
 def _wait(joined: threading.Event, patience: float) -> None:

@@ -2,20 +2,15 @@
 
 import shutil
 import sys
-import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from tests.data.conftest import AREAS, RATIOS, WRITERS
 from ultrapixel_jax.data import build as command
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.data.loader import Loader
-from ultrapixel_jax.data.paths import is_remote
+from ultrapixel_jax.files import is_remote
 
 
 def test_what_is_remote() -> None:
@@ -27,27 +22,6 @@ def test_a_missing_package_is_named(tmp_path: Path, capsys, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     assert command.main(["gs://bucket/images", str(tmp_path / "out"), "--workers", "0"]) == 2
     assert "install gcsfs" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def buckets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The directory whose subdirectories are the buckets gs://NAME."""
-    root = tmp_path_factory.mktemp("remote")
-
-    class Buckets(LocalFileSystem):
-        cachable = False
-
-        def __init__(self, **_: Any) -> None:
-            super().__init__(auto_mkdir=True)
-
-        @classmethod
-        def _strip_protocol(cls, path: Any) -> str:
-            return super()._strip_protocol(str(path).replace("gs:/", str(root)).replace("//", "/"))
-
-    fsspec.register_implementation("gcs", Buckets, clobber=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
-        yield root
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -19,9 +19,12 @@ SHELL = [path for path in FILES if path.suffix == ".sh"]
 
 
 def arguments(command: str) -> list[str]:
-    """What follows `train.py` in a shell command, as far as it goes; variables become some value."""
+    """What follows `train.py` in a shell command, as far as it goes; variables become their default, or some
+    value."""
+    preset = re.search(r"^preset=\$\{PRESET:-(.*)\}$", command, re.MULTILINE)
+    command = command.replace("$preset", preset[1]) if preset else command
     command = re.sub(r"\\\n", " ", command).partition("train.py ")[2].partition("\n")[0]
-    return [re.sub(r"\$\w+", "1000", word) for word in shlex.split(command)]
+    return [re.sub(r"\$\w+", "1000", word) for word in shlex.split(command) if word not in ("$@", "&")]
 
 
 def commands() -> dict[str, list[str]]:

@@ -18,11 +18,13 @@ from etils import epath
 
 from ultrapixel_jax.config import CascadeConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import fingerprint
+from ultrapixel_jax.files import bucket_errors, fingerprint, is_remote
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 RUN_MANIFEST = "run.json"
+COMMITTED = "commit_success.txt"
+"""What Orbax writes last into a checkpoint in a bucket."""
 RUN_VERSION = 1
 """Raised when a run can no longer be read by older code."""
 
@@ -99,23 +101,31 @@ def is_run(directory: str | os.PathLike[str]) -> bool:
 
 
 def _is_run(path: epath.Path) -> bool:
-    return (path / CONFIG).exists() and (path / CHECKPOINTS).exists()
+    with bucket_errors(path):
+        return (path / CONFIG).exists() and (path / CHECKPOINTS).exists()
 
 
 def _at(directory: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
     """Directory and step of RUN@STEP; a directory whose own name ends so is meant as it is."""
     path = epath.Path(directory)
     found = re.fullmatch(r"(.+)@([0-9]{1,18})", path.name)
-    if found is None or path.exists():
-        return path, None
+    with bucket_errors(path):
+        if found is None or path.exists():
+            return path, None
     run = path.with_name(found[1])
     return (run, int(found[2])) if _is_run(run) else (path, None)
 
 
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
-    """Steps of the checkpoints in a run's directory, ascending; none where there is no such directory."""
+    """Steps of the checkpoints in a run's directory, ascending; none where there is no such directory.
+
+    In a bucket nothing can be renamed: there Orbax writes in place, and last of all a file that says so.
+    """
     path = epath.Path(directory) / CHECKPOINTS
-    return sorted(int(p.name) for p in path.iterdir() if p.name.isdigit()) if path.exists() else []
+    with bucket_errors(directory):
+        steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
+        whole = [n for n in steps if not is_remote(path) or (path / str(n) / COMMITTED).exists()]
+    return sorted(whole)
 
 
 def _read(path: epath.Path) -> RunManifest:

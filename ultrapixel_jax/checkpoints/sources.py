@@ -23,10 +23,11 @@ from ultrapixel_jax.checkpoints.arrays import stored_shapes
 from ultrapixel_jax.checkpoints.directory import restore
 from ultrapixel_jax.checkpoints.manifest import ComponentInfo, identity, read_manifest
 from ultrapixel_jax.checkpoints.runs import RunWeights, is_run
-from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, is_tokenizer
+from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, is_tokenizer, local_tokenizer
 from ultrapixel_jax.compilation.options import options_to_initialise
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig, DiffusionConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import AnyPath, place
 from ultrapixel_jax.models import components, scan
 
 RUN_TIME_FIELDS = ("timestep", "up_guide_weights", "lr_side", "dropout")
@@ -109,10 +110,10 @@ class Sources:
         """Add one directory's networks; returns its identity."""
         if is_run(directory):
             return self._add_run(RunWeights.open(directory), ema, depth)
-        directory = Path(directory)
+        directory = place(directory)
         if is_tokenizer(directory):
             if self._nearer(TOKENIZER, depth):
-                self.tokenizer = directory
+                self.tokenizer = local_tokenizer(directory)
             return _digest([(p.name, p.read_bytes()) for p in sorted(directory.iterdir()) if p.is_file()])
         manifest = read_manifest(directory)
         for name, info in manifest.components.items():
@@ -126,7 +127,7 @@ class Sources:
         for name, values in manifest.sampling.items():
             self.sampling[name] = from_dict(DiffusionConfig, values)
         if (directory / "tokenizer").is_dir() and self._nearer(TOKENIZER, depth):
-            self.tokenizer = directory / "tokenizer"
+            self.tokenizer = local_tokenizer(directory / "tokenizer")
         return identity(directory)
 
     def _add_run(self, run: RunWeights, ema: bool, depth: int) -> str:
@@ -220,7 +221,7 @@ def _digest(content: Any) -> str:
 
 
 def _from_checkpoint(
-    directory: Path, name: str, config: Any, kind: str | None
+    directory: AnyPath, name: str, config: Any, kind: str | None
 ) -> Callable[[Form], dict[str, Any]]:
     """Loads a component of a checkpoint; compares it with the shapes of a `kind` of network, if given."""
 

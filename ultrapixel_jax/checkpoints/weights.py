@@ -16,6 +16,7 @@ from ultrapixel_jax.checkpoints import named_weights
 from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
 from ultrapixel_jax.config import CascadeConfig
+from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.models import components, lora
 from ultrapixel_jax.sharding import parameter_sharding
 
@@ -45,7 +46,7 @@ class Weights:
 
 
 def load_weights(
-    checkpoint: Path | None,
+    checkpoint: AnyPath | None,
     config: CascadeConfig | None,
     *,
     dtype: str | None,
@@ -100,7 +101,7 @@ def from_sources(
 
 def load_network(
     name: str,
-    checkpoint: Path | None,
+    checkpoint: AnyPath | None,
     config: CascadeConfig | None,
     *,
     mesh: jax.sharding.Mesh | None,

@@ -15,6 +15,7 @@ from ultrapixel_jax.checkpoints.runs import is_run
 from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
 from ultrapixel_jax.config import DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import AnyPath, bucket_errors, place
 from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B, check_prompt, with_settings
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
@@ -40,7 +41,7 @@ class Options:
     """Whether lines of the prompts file that begin with # are skipped."""
     settings: dict[str, Any]
     """Sampling that was given, by the names in `requests.SETTINGS` and `SETTINGS_B`."""
-    checkpoint: Path | None
+    checkpoint: AnyPath | None
     config: Path | None
     dtype: str | None
     """None goes by the model's size."""
@@ -170,7 +171,7 @@ def _parser() -> Parser:
                 option = f"--{name.replace('_', '-')}{suffix}"
                 p.option(option, SETTINGS[name], text, shown=shown, **more)
     p.section("model")
-    p.option("--checkpoint", Path, "a checkpoint that `python -m convert` wrote", metavar="DIR")
+    p.option("--checkpoint", place, "a checkpoint that `python -m convert` wrote", metavar="DIR")
     p.option("--config", Path, "a Python file with `config = CascadeConfig(...)`", metavar="FILE")
     p.flag("--no-ema", "of a run, the trained weights and not their moving average")
     p.option("--dtype", DTYPE, "of computing", shown="bfloat16, but float32 for small models like the demo")
@@ -239,13 +240,14 @@ def _check_together(values: argparse.Namespace, given: set[str]) -> None:
         raise UserError("processes that draw together share a mesh; give --mesh, such as data=16")
 
 
-def _existing_directory(path: Path | None) -> Path | None:
+def _existing_directory(path: AnyPath | None) -> AnyPath | None:
     if path is None:
         return None
     try:
-        if path.is_dir() or is_run(path):  # RUN@STEP is no directory
-            return path
-        state = "is a file" if path.exists() else "does not exist"
+        with bucket_errors(path):
+            if path.is_dir() or is_run(path):  # RUN@STEP is no directory
+                return path
+            state = "is a file" if path.exists() else "does not exist"
     except (OSError, ValueError) as error:
         state = f"cannot be read: {getattr(error, 'strerror', None) or error}"
     raise UserError(f"checkpoint {str(path)!r} {state}; give the directory that `python -m convert` wrote")

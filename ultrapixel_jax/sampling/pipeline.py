@@ -19,6 +19,7 @@ from ultrapixel_jax.checkpoints.weights import Weights, load_weights
 from ultrapixel_jax.compilation.executables import Executables
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
 from ultrapixel_jax.diffusion.two_branch import Prompts
+from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sampling.pictures import config_identity
 from ultrapixel_jax.sampling.requests import DECODE_BYTES, Request
@@ -77,7 +78,7 @@ class Cascade:
     @classmethod
     def load(
         cls,
-        checkpoint: Path | None,
+        checkpoint: AnyPath | None,
         *,
         config: CascadeConfig | None = None,
         dtype: str | None = None,

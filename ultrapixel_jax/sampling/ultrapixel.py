@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from ultrapixel_jax.config import (
     load_config,
 )
 from ultrapixel_jax.errors import UserError, unknown_key
+from ultrapixel_jax.files import place
 from ultrapixel_jax.sampling import pictures
 from ultrapixel_jax.sampling.picture import Picture
 from ultrapixel_jax.sampling.pipeline import Cascade, Progress
@@ -86,7 +88,7 @@ class UltraPixel:
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         *,
         config: CascadeConfig | str | Path | None = None,
         dtype: str | None = None,
@@ -118,7 +120,7 @@ class UltraPixel:
             config = load_config(config)
         assert config is None or isinstance(config, CascadeConfig)
         dtype = None if dtype is None else check_dtype(dtype)
-        directory = None if checkpoint is None else Path(checkpoint)
+        directory = None if checkpoint is None else place(checkpoint)
         kept = None
         if cache is not False:
             kept = compilation_cache.use(None if cache is True else Path(cache))

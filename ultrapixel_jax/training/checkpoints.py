@@ -34,7 +34,7 @@ from ultrapixel_jax.checkpoints.runs import (
 )
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import is_full
+from ultrapixel_jax.files import is_full, is_remote, refusal
 from ultrapixel_jax.training.changes import differences
 from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, config_to_json
 from ultrapixel_jax.training.state import TrainState
@@ -243,6 +243,8 @@ def disk_errors(directory: str) -> Iterator[None]:
                 f"no space left to save in {directory}; free some and run the same command again: the "
                 "checkpoints before are whole"
             ) from error
+        if is_remote(directory) and (said := refusal(error)):
+            raise UserError(f"{directory} cannot be written: {said}") from error
         if isinstance(error, OSError):
             raise UserError(f"{directory} cannot be written ({error.strerror or text[:200]})") from error
         raise

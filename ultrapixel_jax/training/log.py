@@ -239,7 +239,8 @@ class Log:
         if self._main:
             self._bar.close()
             if self._board is not None:
-                self._board.close()
+                with disk_errors(str(self._file)):
+                    self._board.close()
 
 
 def describe(task: Task, state: TrainState, mesh: Mesh, loader: Loader, step: int) -> list[str]:
