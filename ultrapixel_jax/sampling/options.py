@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from ultrapixel_jax.checkpoints.runs import is_run
 from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
 from ultrapixel_jax.config import DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
@@ -251,7 +252,7 @@ def _existing_directory(path: AnyPath | None) -> AnyPath | None:
         return None
     try:
         with bucket_errors(path):
-            if path.is_dir():
+            if path.is_dir() or is_run(path):  # RUN@STEP is no directory
                 return path
             state = "is a file" if path.exists() else "does not exist"
     except (OSError, ValueError) as error:
