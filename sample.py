@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import gc
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,10 +39,12 @@ def run(options: Options) -> int:
     """Make what `options` ask for."""
     # ── Processes that share a mesh, on which all of them draw every picture: process 0 says and writes it. ─
     if options.distributed:
-        processes.join(options.coordinator, options.process_index, options.process_count)
+        processes.join(
+            options.coordinator, options.process_index, options.process_count, patience=options.patience
+        )
 
     # ── What to draw. All that can be wrong with it without a model is found before jax is imported. ───
-    from ultrapixel_jax.config import load_config
+    from ultrapixel_jax.config import DiffusionConfig, load_config
     from ultrapixel_jax.sampling import pictures
     from ultrapixel_jax.sampling import requests as lists
 
@@ -54,7 +57,9 @@ def run(options: Options) -> int:
         entries = []
     else:
         entries = listed(options)
-        requests = lists.make_requests(entries, **asked(options), **settings_of_release(options))
+        # Before the model says what its own sampling is, that of the release is as good for checks.
+        stages = lists.with_settings(DiffusionConfig(), DiffusionConfig(), options.settings)
+        requests = lists.make_requests(entries, **asked(options), stage_c=stages[0], stage_b=stages[1])
     output = options.output or (options.reproduce.parent if options.reproduce else Path("output"))
     if not options.compile_only and processes.is_first():
         pictures.check_writable(output)
@@ -62,14 +67,17 @@ def run(options: Options) -> int:
     # ── Model ──────────────────────────────────────────────────────────────────────────────────────────
     from ultrapixel_jax import UltraPixel
     from ultrapixel_jax.compilation import cache as compilation_cache
+    from ultrapixel_jax.sampling.ultrapixel import NotUsed
 
     cache = None if options.no_cache else compilation_cache.use(options.cache_dir)
     if cache is None and not options.no_cache:
         note("no compilation cache: the user's cache directory cannot be written", kind="warning")
-    model = UltraPixel.load(
-        options.checkpoint, config=config, dtype=options.dtype, mesh=options.mesh, preview=options.preview,
-        ema=options.ema, cache=cache or False,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotUsed)  # `without_effect` says it
+        model = UltraPixel.load(
+            options.checkpoint, config=config, dtype=options.dtype, mesh=options.mesh,
+            preview=options.preview, ema=options.ema, cache=cache or False,
+        )  # fmt: skip
     batch_size = model.device_batch(options.batch_size or 1)
     drawn_with: dict[str, Any] = {
         "batch_size": batch_size, "tile": options.tile, "decode_memory": options.decode_memory,
@@ -78,8 +86,7 @@ def run(options: Options) -> int:
     if made_by is not None:
         pictures.check_same_model(made_by, the_run)
     else:
-        of_b = {f"{name}_b": value for name, value in options.settings_b.items()}
-        requests = model.requests(entries, **asked(options), **options.settings_c, **of_b)
+        requests = model.requests(entries, **asked(options), **options.settings)
     if not options.distributed:
         index, count = options.process_index, options.process_count
         requests = lists.share(requests, index, count, batch_size, model.cascade.lr_side)
@@ -87,6 +94,8 @@ def run(options: Options) -> int:
         say(options, "the list has no batch for this process")
         return 0
     notes(options, model, batch_size, {text for r in requests for text in (r.prompt, r.negative_prompt)})
+    for line in without_effect(options, model, entries, requests, cached=cache is not None):
+        note(line, kind="warning")
 
     # ── Pictures ───────────────────────────────────────────────────────────────────────────────────────
     if options.compile_only:
@@ -134,11 +143,12 @@ def run(options: Options) -> int:
 
 def listed(options: Options) -> list[Entry]:
     """The prompts of the command line and of the file."""
-    from ultrapixel_jax.sampling.requests import Entry, read_prompts
+    from ultrapixel_jax.sampling.prompts import read_prompts
+    from ultrapixel_jax.sampling.requests import Entry
 
     entries = [Entry(prompt) for prompt in options.prompts]
     if options.prompts_file is not None:
-        entries += read_prompts(options.prompts_file)
+        entries += read_prompts(options.prompts_file, comments=options.comments, note=note)
     return entries or [Entry("")]  # --compile-only needs a size, but no prompt
 
 
@@ -146,15 +156,6 @@ def asked(options: Options) -> dict[str, Any]:
     """What the command line says about every prompt, but for the sampling."""
     names = ("height", "width", "seed", "negative_prompt", "num_images")
     return {name: getattr(options, name) for name in names}
-
-
-def settings_of_release(options: Options) -> dict[str, Any]:
-    """Sampling to check requests with, before the model says what its own is."""
-    from ultrapixel_jax.config import DiffusionConfig
-
-    return {
-        "stage_c": DiffusionConfig(**options.settings_c), "stage_b": DiffusionConfig(**options.settings_b)
-    }  # fmt: skip
 
 
 def as_recorded(options: Options, made_by: Any) -> Options:
@@ -187,6 +188,28 @@ def notes(options: Options, model: UltraPixel, batch_size: int, texts: set[str])
         if cut := model.cascade.truncated(text):
             tokens = model.config.clip_text.positions
             note(f"prompt over {tokens} tokens, cut off is: {one_line(cut)!r}", kind="warning")
+
+
+def without_effect(
+    options: Options, model: UltraPixel, entries: list[Entry], requests: list[Request], *, cached: bool
+) -> list[str]:
+    """What was given, by the command line or the checkpoint, and changes no picture."""
+    from ultrapixel_jax.checkpoints.runs import is_run
+    from ultrapixel_jax.sampling import effects
+
+    situation = effects.Situation(
+        options.given,
+        entries,
+        requests,
+        preview=model.cascade.preview,
+        guided=model.config.guidance is not None,
+        compile_only=options.compile_only,
+        cached=cached,
+        listed=options.prompts_file is not None,
+        together=options.distributed,
+        run=options.checkpoint is not None and is_run(options.checkpoint),
+    )
+    return [*effects.without_effect(situation), *model.cascade.unused]
 
 
 def summary(options: Options, model: UltraPixel, cache: Path | None) -> None:

@@ -184,7 +184,7 @@ def table() -> str:
 
 
 def record(file: Path) -> None:
-    """Write the devices of `RECORDED` as the TPU compiler has them; needs libtpu."""
+    """Write the devices of `RECORDED` as the TPU compiler has them; needs libtpu, and nothing of ours."""
     from jax.experimental import topologies
 
     out = {}
@@ -200,20 +200,19 @@ def record(file: Path) -> None:
     file.write_text(text.replace(",\n", ",").replace("[\n", "[").replace("\n]", "]") + "\n")
 
 
-def run(argv: Sequence[str] | None) -> None:
-    """Do what the command line says."""
-    parser = commands.Parser("python -m benchmarks.topologies", __doc__)
-    parser.option("--record", Path, "write the TPU compiler's order there", metavar="FILE")
-    file = parser.read(argv).record
-    if file is None:
-        print(table())
-    else:
-        record(file)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
-    return commands.run(lambda: run(argv), interrupted="repeat the command")
+
+    def run() -> None:
+        p = commands.Parser("python -m benchmarks.topologies", __doc__)
+        p.option("--record", Path, "write the TPU compiler's order there", metavar="FILE")
+        file = p.read(argv).record
+        if file is None:
+            print(table())
+        else:
+            record(file)
+
+    return commands.run(run, interrupted="nothing was written")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,26 @@ from ultrapixel_jax.checkpoints.manifest import MANIFEST
 from ultrapixel_jax.checkpoints.runs import is_run
 from ultrapixel_jax.commands import DTYPE, whole
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import is_remote, place
+
+_CONVERSION, _GATHERING = "conversion", "gathering runs and checkpoints"
+ONLY = {
+    "compress": ((_CONVERSION, _GATHERING), "released files are never compressed"),
+    "config": ((_CONVERSION,), "checkpoints and runs have their own"),
+    "dtype": ((_CONVERSION, _GATHERING), "each tensor is written in its own"),
+    "mantissa_bits": ((_GATHERING,), "it rounds networks that are checkpoints or runs already"),
+    "tokenizer": (
+        (_CONVERSION,),
+        "it goes with the checkpoints and runs; name its directory among the sources",
+    ),
+}
+"""What each option is for, and why it has no effect on the rest."""
 
 
 def parser() -> commands.Parser:
     """The command line."""
     p = commands.Parser("python -m convert", __doc__)
-    p.argument("paths", Path, "source(s), then the output", nargs="+", metavar="PATH")
+    p.argument("paths", place, "source(s), then the output", nargs="+", metavar="PATH")
     p.flag(
         "--export",
         "write a checkpoint's components, or those that a run trains, as released safetensors files",
@@ -49,15 +63,17 @@ def run(argv: Sequence[str] | None) -> None:
     if len(options.paths) < 2:
         raise UserError("give at least one source and the output directory (see python -m convert --help)")
     *sources, output = options.paths
+    if is_remote(output):
+        raise UserError(f"output {output} is in a bucket; write to a local directory and copy that")
     gathers = not options.export and any(is_run(path) or (path / MANIFEST).is_file() for path in sources)
-    if options.mantissa_bits is not None and not gathers:
-        raise UserError("--mantissa-bits is for gathering runs and checkpoints; convert first")
+    what = "export" if options.export else "gathering runs and checkpoints" if gathers else "conversion"
+    for name, (of, why) in ONLY.items():
+        if vars(options)[name] and what not in of:
+            raise UserError(f"--{name.replace('_', '-')} has no effect on {what}: {why}; leave it out")
 
     if options.export:
         from convert.export import export_checkpoint
 
-        if options.compress:
-            raise UserError("--compress is for checkpoints; released files are never compressed")
         if len(sources) != 1:
             raise UserError("--export takes one checkpoint or run and the output directory")
         export_checkpoint(sources[0], output, options.component)
@@ -71,6 +87,8 @@ def run(argv: Sequence[str] | None) -> None:
     else:
         from convert.convert import convert
 
+        if buckets := [path for path in sources if is_remote(path)]:
+            raise UserError(f"{buckets[0]}: no checkpoint and no run; copy released files to a local disk")
         convert(
             sources, output, options.component, options.config, options.dtype, options.tokenizer,
             compressed=options.compress,

@@ -15,11 +15,12 @@ from ultrapixel_jax.checkpoints.sources import RANDOM, Form, Sources
 from ultrapixel_jax.checkpoints.weights import FLOAT32_ALWAYS
 from ultrapixel_jax.config import to_dict
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.models import components
 
 
 def collect(
-    directories: Sequence[Path],
+    directories: Sequence[AnyPath],
     output: Path,
     only: Sequence[str],
     dtype: str | None,

@@ -23,6 +23,7 @@ from ultrapixel_jax.checkpoints.tokenizer import is_tokenizer
 from ultrapixel_jax.config import from_dict, to_dict
 from ultrapixel_jax.data.paths import check_name
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.models import components
 from ultrapixel_jax.models.components import CONFIGS
 
@@ -30,7 +31,7 @@ FULL_MODEL_FIRST = 64
 """Number of the guidance networks' first list in the released file: stage C's count of GRN layers."""
 
 
-def export_checkpoint(checkpoint: Path, output: Path, only: Sequence[str] = ()) -> None:
+def export_checkpoint(checkpoint: AnyPath, output: Path, only: Sequence[str] = ()) -> None:
     """Write every component of `checkpoint`, or those in `only`, to `output/{component}.safetensors`.
 
     The layout is the released one (transformers' for CLIP), each tensor in the dtype it is stored in. Of a
@@ -58,7 +59,7 @@ def export_checkpoint(checkpoint: Path, output: Path, only: Sequence[str] = ()) 
         if "clip_text" in names and is_tokenizer(checkpoint / "tokenizer"):
             (output / "tokenizer").mkdir(exist_ok=True)
             for file in (checkpoint / "tokenizer").iterdir():
-                shutil.copy(file, output / "tokenizer")
+                (output / "tokenizer" / file.name).write_bytes(file.read_bytes())
 
 
 @contextlib.contextmanager
@@ -86,12 +87,12 @@ Read = Callable[[str], Mapping[str, Any]]
 """A component's name to its variables, on the host."""
 
 
-def _of_checkpoint(directory: Path) -> tuple[Read, Mapping[str, ComponentInfo]]:
+def _of_checkpoint(directory: AnyPath) -> tuple[Read, Mapping[str, ComponentInfo]]:
     infos = read_manifest(directory).components
     return lambda name: restore(directory, name, shardings=_host()), infos
 
 
-def _of_run(directory: Path) -> tuple[Read, Mapping[str, ComponentInfo]]:
+def _of_run(directory: AnyPath) -> tuple[Read, Mapping[str, ComponentInfo]]:
     run, host = RunWeights.open(directory), _host()
     model = run.manifest.model
     infos = {name: ComponentInfo(config=to_dict(getattr(model, name))) for name in run.manifest.stacked}

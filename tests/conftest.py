@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -39,3 +42,30 @@ def golden():
     from tests.recordings import load
 
     return load
+
+
+@pytest.fixture(scope="module")
+def buckets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The directory whose subdirectories are the buckets gs://NAME."""
+    from etils.epath.backend import fsspec_backend
+    from fsspec.implementations.local import LocalFileSystem
+    from fsspec.registry import _registry
+
+    root = tmp_path_factory.mktemp("remote")
+
+    class Buckets(LocalFileSystem):
+        cachable = False
+
+        def __init__(self, **_: Any) -> None:
+            super().__init__(auto_mkdir=True)
+
+        @classmethod
+        def _strip_protocol(cls, path: Any) -> str:
+            return super()._strip_protocol(str(path).replace("gs:/", str(root)).replace("//", "/"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_registry, "gcs", Buckets)
+        patch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
+        fsspec_backend._get_filesystem.cache_clear()
+        yield root
+    fsspec_backend._get_filesystem.cache_clear()

@@ -3,27 +3,29 @@
 They speak through the key-value store of jax's coordination service, which process 0 keeps: host to host,
 beside any collective on the devices. So a process that fails tells the others even while they wait for it in
 a collective: a thread in each looks once a second for what it has to say. One that is killed says nothing;
-jax notices it after `silence` seconds and aborts the others.
+jax notices it after `silence` seconds and aborts the others, whose last line says so.
 
 Imports jax only to join.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ultrapixel_jax import meeting
+from ultrapixel_jax.commands import surroundings
 from ultrapixel_jax.errors import UserError, one_line
 
-SOON = 3.0
-"""Seconds after which a process says that it waits for the others."""
 LOOK = 1.0
 """Seconds between two looks for a process that ended."""
 GRACE = 15.0
@@ -54,10 +56,13 @@ def join(
         patience: seconds to wait for the others; then this process ends with exit code 2.
 
     Raises:
-        UserError: nothing was detected, or the others cannot be reached.
+        UserError: nothing was detected, the others did not come or cannot be reached, or they and this one
+            were told different things.
     """
-    import jax
+    import jax  # before the others are told that this one is there
 
+    if coordinator:
+        meeting.meet(coordinator, index, number, patience)
     joined = threading.Event()
     # When the time is up jax would abort in C++: this thread comes before it.
     threading.Thread(target=_wait, args=(joined, patience), daemon=True).start()
@@ -81,6 +86,11 @@ def join(
         global _group  # noqa: PLW0603  (a process joins once)
         _group = _Group(state.client, state.process_id, state.num_processes)
         _group.watch.start()
+        _group.last_word.promise(
+            f"error: process {state.process_id} of {state.num_processes} was ended from outside or by jax "
+            f"(above), which ends all when one dies or is silent for {silence} s: see what the others said, "
+            "then start all again"
+        )
 
 
 def agreed(decide: Callable[[], Any], name: str) -> Any:
@@ -101,7 +111,8 @@ def together(command: Callable[[], int]) -> int:
     Process 0 prints why. Without others errors go on to the caller.
     """
     try:
-        code = command()
+        with surroundings.explaining():
+            code = command()
     except BaseException as error:
         if _group is None:
             raise
@@ -109,11 +120,14 @@ def together(command: Callable[[], int]) -> int:
             _group.end(2, f"error: {one_line(error)}")
         if isinstance(error, KeyboardInterrupt):
             _group.end(130, "interrupted: the same command continues")
+        if isinstance(error, BrokenPipeError):
+            _group.end(141, "nobody reads what it prints")
         _group.end(1, traceback.format_exc())
     if _group is not None:
         # Another may still fail, with what it does last: then all do.
         _group.client.wait_at_barrier(f"{PREFIX}/done", LONG)
         _group.watch.close()
+        _group.last_word.withdraw()
     return code
 
 
@@ -129,6 +143,7 @@ class _Group:
 
     def __post_init__(self) -> None:
         self.watch = _Watch(self)
+        self.last_word = _LastWord()
         self._ending = threading.Lock()
 
     def end(self, code: int, text: str) -> NoReturn:
@@ -154,6 +169,7 @@ class _Group:
             self.client.wait_at_barrier(f"{PREFIX}/heard", int(GRACE * 1000))
         if self.index == 0:
             threading.Event().wait(0.5)  # the service ends with this process: last
+        self.last_word.withdraw()
         # Not `sys.exit`: the main thread may wait in a collective, and jax for the others.
         os._exit(why["code"])
 
@@ -179,9 +195,33 @@ class _Watch(threading.Thread):
         self.join()
 
 
+class _LastWord:
+    """A line that is said after all else where this process ends without a word of its own: killed, or by
+    jax, which aborts in C++ with a stack trace. A shell waits for the end of the process to say it.
+    """
+
+    _SCRIPT = 'trap "" TERM INT; read -r end; [ "$end" = withdrawn ] || printf "%s\\n" "$1" >&2'
+
+    def __init__(self) -> None:
+        self._shell: subprocess.Popen[bytes] | None = None
+
+    def promise(self, line: str) -> None:
+        """Say `line` at the end."""
+        with contextlib.suppress(OSError):  # no shell: then nothing is said
+            self._shell = subprocess.Popen(["sh", "-c", self._SCRIPT, "sh", line], stdin=subprocess.PIPE)
+            atexit.register(self.withdraw)
+
+    def withdraw(self) -> None:
+        """Say nothing: this process has said why it ends."""
+        shell, self._shell = self._shell, None
+        if shell is not None:
+            with contextlib.suppress(OSError):
+                shell.communicate(b"withdrawn\n")
+
+
 def _wait(joined: threading.Event, patience: float) -> None:
     """Say for whom this process waits, and end it when the time is up."""
-    if joined.wait(min(SOON, patience)):
+    if joined.wait(min(meeting.SOON, patience)):
         return
     state = _state()
     address = state.coordinator_address
@@ -192,7 +232,7 @@ def _wait(joined: threading.Event, patience: float) -> None:
     else:
         who = f"process 0 waits at {address} for the others"
     print(f"{who}, {patience:.0f} s at most", file=sys.stderr, flush=True)
-    if not joined.wait(patience - min(SOON, patience)):
+    if not joined.wait(patience - min(meeting.SOON, patience)):
         line = f"error: {who}; not all came in {patience:.0f} s: start all of them"
         print(line, file=sys.stderr, flush=True)
         os._exit(2)

@@ -6,6 +6,8 @@ name of an axis to the mesh axes it is split over. Without a mesh everything her
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +70,26 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"mesh {written(shape)} needs {math.prod(shape)} devices, but there are {len(devices)}; "
             f"{written(nearest(shape, len(devices)))} starts here"
         )
-    return Mesh(arranged(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    mesh = Mesh(arranged(shape, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    _introduce(mesh)
+    return mesh
+
+
+def _introduce(mesh: Mesh) -> None:
+    """Let the processes of a mesh of CPUs meet, in every group that its axes make.
+
+    A group is made when a program first speaks in it, and waits 30 s for all to come: not long enough where
+    one compiles a program that another found in the cache. Once it is made, it waits for as long as it takes.
+    """
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return
+    axes = [axis for axis, size in mesh.shape.items() if size > 1]
+    for names in (names for n in range(len(axes)) for names in itertools.combinations(axes, n + 1)):
+        count = jax.shard_map(
+            functools.partial(jax.lax.psum, axis_name=names),
+            mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False,
+        )  # fmt: skip
+        jax.block_until_ready(jax.jit(count)(np.ones(1, np.float32)))
 
 
 def arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:

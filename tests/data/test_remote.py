@@ -2,20 +2,15 @@
 
 import shutil
 import sys
-import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.local import LocalFileSystem
 
 from tests.data.conftest import AREAS, RATIOS, WRITERS
 from ultrapixel_jax.data import build as command
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.data.loader import Loader
-from ultrapixel_jax.data.paths import is_remote
+from ultrapixel_jax.files import is_remote
 
 
 def test_what_is_remote() -> None:
@@ -29,27 +24,6 @@ def test_a_missing_package_is_named(tmp_path: Path, capsys, monkeypatch: pytest.
     assert "install gcsfs" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def buckets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The directory whose subdirectories are the buckets gs://NAME."""
-    root = tmp_path_factory.mktemp("remote")
-
-    class Buckets(LocalFileSystem):
-        cachable = False
-
-        def __init__(self, **_: Any) -> None:
-            super().__init__(auto_mkdir=True)
-
-        @classmethod
-        def _strip_protocol(cls, path: Any) -> str:
-            return super()._strip_protocol(str(path).replace("gs:/", str(root)).replace("//", "/"))
-
-    fsspec.register_implementation("gcs", Buckets, clobber=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
-        yield root
-
-
 @pytest.mark.parametrize("kind", WRITERS)
 def test_source_records_and_reading_in_a_bucket(kind: str, buckets: Path, tmp_path: Path) -> None:
     source = WRITERS[kind](tmp_path / "source", 8)
@@ -58,7 +32,7 @@ def test_source_records_and_reading_in_a_bucket(kind: str, buckets: Path, tmp_pa
     arguments = ["--shard-images", "3", "--workers", "0", "--quiet"]
     assert command.main([remote, f"gs://{kind}/out", *arguments]) == 0
     assert command.main([str(source), str(tmp_path / "out"), *arguments]) == 0
-    config = {"areas": AREAS, "ratios": RATIOS, "batch_size": 2, "lr_side": 1}
+    config = {"areas": AREAS, "ratios": RATIOS, "batch_size": 2, "lr_latent": 1}
     cache = str(tmp_path / "cache")
     for _ in range(2):  # the second time from the copy
         with (
@@ -78,7 +52,7 @@ def test_a_rebuilt_dataset_is_read_anew(
     source = WRITERS["folder"](buckets / "again" / "source", 4)
     arguments = ["gs://again/source", "gs://again/out", "--workers", "0", "--quiet"]
     config = DataConfig(path="gs://again/out", cache_dir=str(tmp_path), areas=AREAS, ratios=RATIOS,
-                        batch_size=4, lr_side=1, caption_dropout=0.0)  # fmt: skip
+                        batch_size=4, lr_latent=1, caption_dropout=0.0)  # fmt: skip
     assert command.main(arguments) == 0
     sizes = {p.name: p.stat().st_size for p in (buckets / "again" / "out").iterdir()}
 

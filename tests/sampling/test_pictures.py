@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import load_file
 
+from ultrapixel_jax import __version__
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling import pictures
+from ultrapixel_jax.sampling.picture import Picture
 from ultrapixel_jax.sampling.requests import Request
 
 REQUEST = Request(
@@ -52,6 +55,42 @@ def test_pixels_and_metadata_come_back(tmp_path):
     assert pictures.read_metadata(saved.path)["versions"]["ultrapixel_jax"]
     with Image.open(saved.path) as picture:
         assert "Seed: 7" in picture.info["parameters"]
+
+
+PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+def as_the_web_ui_reads(text: str) -> tuple[str, str, dict[str, str]]:
+    """Prompt, negative prompt and settings, by the rules of AUTOMATIC1111's web UI."""
+    *lines, last = text.strip().split("\n")
+    assert len(PARAMETER.findall(last)) >= 3  # else it would be a line of the prompt
+    parts, at = [[], []], 0
+    for line in lines:
+        if line.startswith("Negative prompt:"):
+            line, at = line.removeprefix("Negative prompt:"), 1
+        parts[at].append(line.strip())
+    values = {k: json.loads(v) if v[:1] == '"' == v[-1:] else v for k, v in PARAMETER.findall(last)}
+    return "\n".join(parts[0]), "\n".join(parts[1]), values
+
+
+@pytest.mark.parametrize("negative", ["", "blurry, low: quality\nand (dark)"])
+def test_the_web_ui_reads_the_parameters(negative):
+    run = dataclasses.replace(RUN, checkpoint='one, "two": three')
+    request = dataclasses.replace(
+        REQUEST, negative_prompt=negative, prompt="a cat, (asleep:1.2)\nSteps: 3",
+        stage_c=DiffusionConfig(cfg=3.5, cfg_hr=1.0),
+        stage_b=DiffusionConfig(steps=3, sampler="ddim", eta=0.5),
+    )  # fmt: skip
+    text = Picture.of(IMAGE, pictures.describe(request, run)).info["parameters"]
+    prompt, found, values = as_the_web_ui_reads(text)
+    assert (prompt, found) == (request.prompt, negative)
+    assert list(values.items()) == [
+        ("Steps", "20"), ("Sampler", "ddpm"), ("Schedule type", "cosine"), ("CFG scale", "3.5"),
+        ("Seed", "7"), ("Size", "400x300"), ("Model hash", 'one, "two"'), ("Model", "UltraPixel"),
+        ("Shift", "1.0"), ("HR CFG scale", "1.0"), ("Stage B Steps", "3"), ("Stage B Sampler", "ddim"),
+        ("Stage B CFG scale", "4.0"), ("Stage B Shift", "1.0"), ("Stage B Schedule type", "cosine"),
+        ("Stage B Eta", "0.5"), ("Version", f"ultrapixel_jax {__version__}"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("at", [0, 5, 40, 300, 5000, -1, -6, -12])

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +13,6 @@ from ultrapixel_jax.sampling.requests import (
     check_name,
     make_requests,
     plan,
-    read_prompts,
     share,
     slug,
 )
@@ -34,83 +31,6 @@ def lists(draw):
         Request("a", "", 0, *size, DiffusionConfig(steps=steps), DiffusionConfig(steps=steps_b), index=i)
         for i, (size, steps, steps_b) in enumerate(picks)
     ]
-
-
-# -- the prompts file
-
-
-def test_lines_and_json_lines(tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_bytes(
-        "\ufeffa cat\r\n\r\n  # not a comment  \n"
-        '{"prompt": "ein Bär", "negative_prompt": "", "seed": 7, "size": "512x768", "name": "bear.png"}\n'
-        '{"prompt": "", "height": 600, "width": 512}\n'
-        "one\u2028line\n[1, 2]".encode()
-    )
-    assert read_prompts(file) == [
-        Entry("a cat"),
-        Entry("# not a comment"),
-        Entry("ein Bär", "", 7, 512, 768, "bear"),
-        Entry("", height=600, width=512),
-        Entry("one\u2028line"),
-        Entry("[1, 2]"),
-    ]
-
-
-BAD_LINES = [
-    (b"{", "not valid JSON"),
-    (b'{"prompt": "a"', "not valid JSON"),
-    (b'{"prompt": "a"} x', "not valid JSON"),
-    (b'{"promt": "a"}', "unknown key: 'promt'; did you mean 'prompt'"),
-    (b'{"prompt": "a", "Size": "512x512"}', "did you mean 'size'"),
-    (b'{"seed": 1}', "'prompt' is missing"),
-    (b'{"prompt": "a", "prompt": "b"}', "given twice"),
-    (b'{"prompt": 1}', "prompt must be text, not 1"),
-    (b'{"prompt": null}', "prompt must be text, not None"),
-    (b'{"prompt": "a", "seed": "1"}', "seed must be a whole number, not '1'"),
-    (b'{"prompt": "a", "seed": true}', "seed must be a whole number, not True"),
-    (b'{"prompt": "a", "seed": 1.5}', "seed must be a whole number"),
-    (b'{"prompt": "a", "seed": -1}', "seed -1 is outside"),
-    (b'{"prompt": "a", "seed": 4294967296}', "seed 4294967296 is outside"),
-    (b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "not valid JSON"),
-    (b'{"prompt": ' + b"[" * 100_000, "not valid JSON"),
-    (b'{"prompt": "a", "size": "512"}', "HEIGHTxWIDTH"),
-    (b'{"prompt": "a", "size": "100x512"}', "height 100 is outside"),
-    (b'{"prompt": "a", "size": "512x512", "height": 512}', "either size or height and width"),
-    (b'{"prompt": "a", "height": 512}', "height and width together"),
-    (b'{"prompt": "a", "height": 512, "width": 8000}', "aspect ratio"),
-    (b'{"prompt": "a", "name": "../x"}', "would leave the output directory"),
-    (b'{"prompt": "\\ud800"}', "not valid Unicode"),
-    (b'{"prompt": "a\\u0000"}', "NUL"),
-    (b'{"prompt": "a", "negative_prompt": "\\udfff"}', "not valid Unicode"),
-    (b"caf\xe9", "not UTF-8"),
-    (b"a\0b", "NUL"),
-]
-
-
-@pytest.mark.parametrize(("line", "message"), BAD_LINES)
-def test_a_malformed_line_is_named_with_its_number(tmp_path, line, message):
-    file = tmp_path / "prompts.txt"
-    file.write_bytes(b"a cat\n\n" + line + b"\na dog\n")
-    with pytest.raises(UserError) as caught:
-        read_prompts(file)
-    assert str(caught.value).startswith(f"{file}:3: ")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"\n \n\t\r\n", b"\xef\xbb\xbf"])
-def test_an_empty_file_is_refused(tmp_path, content):
-    (tmp_path / "prompts.txt").write_bytes(content)
-    with pytest.raises(UserError, match="is empty"):
-        read_prompts(tmp_path / "prompts.txt")
-
-
-def test_no_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        read_prompts(tmp_path / "none.txt")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_prompts(tmp_path)
 
 
 # -- names
@@ -203,9 +123,3 @@ def test_shares_are_whole_balanced_and_keep_the_batches(requests, count, batch_s
     assert (
         compiled <= len({(b.bucket, b.requests[0].stage_c, b.requests[0].stage_b) for b in whole}) + count - 1
     )
-
-
-def test_the_list_of_a_file_survives_json(tmp_path):
-    lines = [{"prompt": f"p{i}", "seed": i} for i in range(3)]
-    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert [e.seed for e in read_prompts(tmp_path / "p.jsonl")] == [0, 1, 2]

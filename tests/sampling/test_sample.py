@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import sample
+from tests.commands.test_ending import STREAMS
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling import pictures, ultrapixel
@@ -31,6 +32,7 @@ class FakeCascade(Cascade):
 
     calls: list = []  # noqa: RUF012
     weights = "weights-1"
+    unused = ()
     executables: Path | None = None
     fail: BaseException | None = None
 
@@ -134,6 +136,27 @@ def test_a_rerun_continues_where_it_stopped(fake, tmp_path, capsys):
     assert len(fake(*command, "--steps", "5")) == 4  # other settings are other pictures
     FakeCascade.weights = "weights-2"
     assert len(fake(*command)) == 4
+
+
+def test_settings_of_lines_run_in_batches_of_their_own(fake, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text("Prompt,Steps,CFG,Note\n# x,1,1,\na,5,,\nb,6,,\nc,5,2.5,\nd,5,,z\n")
+    calls = fake(
+        "--prompts",
+        str(tmp_path / "list.csv"),
+        "--comments",
+        "--batch-size",
+        "4",
+        "--cfg",
+        "3",
+        "--steps",
+        "9",
+    )
+    assert [call[1] for call in calls] == [[("a", 0), ("d", 0)], [("b", 0)], [("c", 0)]]
+    request, _ = pictures.recorded(pictures.read_metadata(tmp_path / "out" / "00002-c-0.png"))
+    assert (request.stage_c.steps, request.stage_c.cfg) == (5, 2.5)  # the line wins
+    request, _ = pictures.recorded(pictures.read_metadata(tmp_path / "out" / "00000-a-0.png"))
+    assert (request.stage_c.steps, request.stage_c.cfg) == (5, 3.0)
+    assert "columns without a meaning here: Note" in capsys.readouterr().err
 
 
 def test_processes_share_the_list(fake, tmp_path):
@@ -256,6 +279,21 @@ def test_the_compilation_cache_is_where_it_says(fake, tmp_path, monkeypatch, cap
     assert FakeCascade.executables is None
     (tmp_path / "file").touch()
     assert sample.main([*arguments, "--cache-dir", str(tmp_path / "file")]) == 2
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_pictures_are_saved_whatever_the_terminal_does(name, fake, tmp_path, monkeypatch):
+    make, code, _ = STREAMS[name]
+    for lost in ("stdout", "stderr"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, lost, stream := make())
+            prompts = ["--prompt", "猫 🐈", "--prompt", "two", "--negative-prompt", lost]
+            fake(*prompts, code=code if lost == "stdout" else 0)
+        if stream is not None:
+            stream.close()
+    first = ["00000-猫-0.png", "00000-猫-0-1.png"]
+    assert {*first} <= {*listing(tmp_path)}
+    assert name == "pipe" or len(listing(tmp_path)) == 4  # without a reader it ends, after what was drawn
 
 
 class Terminal:

@@ -125,13 +125,32 @@ def test_lists_are_grouped_by_size_and_come_in_order(fake):
     assert [i for i, _ in fake.stream(["a", "a"], height=256, width=256)] == [0, 1]  # the same twice
 
 
+def test_settings_of_each_prompt_run_in_batches_of_their_own(fake):
+    made = fake(
+        ["a", "b", "c"],
+        steps=[5, 6, 5],
+        cfg_b=[2, 2, 2.0],
+        sampler="ddim",
+        height=256,
+        width=264,
+        batch_size=3,
+    )
+    assert [call[1] for call in FakeCascade.calls[1:]] == [[("a", 0), ("c", 0)], [("b", 0)]]
+    assert [(p.metadata["stage_c"]["steps"], p.metadata["stage_c"]["sampler"]) for p in made] == [
+        (5, "ddim"), (6, "ddim"), (5, "ddim"),
+    ]  # fmt: skip
+    assert [p.metadata["stage_b"]["cfg"] for p in made] == [2.0] * 3
+
+
 def test_what_is_wrong_is_said_in_a_line(fake):
     for options, message in [
         ({"stepz": 3}, "did you mean 'steps'"), ({"heigth": 3}, "did you mean 'height'"),
         ({"steps": 0}, "steps 0 is outside"), ({"height": 100}, "height 100 is outside"),
         ({"seed": -1}, "seed -1"), ({"seed": [1, 2]}, "seed has 2 values for 1 prompts"),
         ({"batch_size": 0}, "batch_size 0"), ({"num_images": 0}, "number of images 0"),
-        ({"eta_b": 2}, "eta 2.0 is outside"), ({"steps": "ten"}, "steps 'ten' is not a whole number"),
+        ({"steps": [1, 2]}, "steps has 2 values for 1 prompts"), ({"steps": [0]}, "stage C: steps 0 is"),
+        ({"eta_b": 2}, "stage B: eta 2.0 is outside"), ({"stepz": [3]}, "did you mean 'steps'"),
+        ({"steps": "ten"}, "steps 'ten' is not a whole number"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=message):
             fake("a", **options)

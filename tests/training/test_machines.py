@@ -16,7 +16,7 @@ import pytest
 
 from tests.training.tiny_run import Launcher, Started, assert_close, logged, saved
 
-STEPS = ("--steps", "16", "--checkpoints.every", "4")
+STEPS = ("--steps", "16", "--checkpoints.every", "4", "--validation.share", "0.2", "--validation.every", "16")
 FSDP, TENSOR = ("--mesh.fsdp", "2"), ("--mesh.tensor", "2")
 
 
@@ -71,6 +71,12 @@ def test_two_processes(launcher: Launcher, latents: Path, one: Path, tmp_path: P
     assert code not in (0, 2)
     assert time.monotonic() - killed < 45
     assert "another task died" in text
+    while "error: " not in (text := processes[0].said.read_text()):  # said when the process has ended
+        assert time.monotonic() - killed < 60
+        time.sleep(0.1)
+    last = text.splitlines()[-1]
+    assert last.startswith("error: process 0 of 2 was ended from outside or by jax (above)")
+    assert "when one dies or is silent for 10 s" in last
     assert f"continues after step {stopped}" in text
     newest = saved(run)[-1]
     assert stopped <= newest < 16

@@ -52,7 +52,7 @@ from ultrapixel_jax.checkpoints.manifest import (
     verify_files,
 )
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import is_full
+from ultrapixel_jax.files import bucket_errors, is_full, is_remote, place
 
 __all__ = ["CheckpointWriter", "ComponentInfo", "identity", "read_manifest", "restore"]
 
@@ -184,7 +184,7 @@ class CheckpointWriter:
 
 
 def restore(
-    directory: str | Path,
+    directory: str | os.PathLike[str],
     name: str,
     *,
     like: Mapping[str, Any] | None = None,
@@ -204,11 +204,14 @@ def restore(
     `UserError` if there is no such component, on a mismatch with `like`, if files are damaged or cannot be
     reached, or if memory does not do.
     """
-    directory = Path(directory).absolute()
+    directory = place(directory)
+    if not is_remote(directory):  # of which etils makes no absolute ones
+        directory = directory.absolute()
     known = read_manifest(directory).components
     if name not in known:
         raise UserError(f"{directory} has no component {name!r}, only {', '.join(known)}; convert it")
-    verify_files(directory, name, verify)
+    with bucket_errors(directory):
+        verify_files(directory, name, verify)
     what, remedy = f"component {name} in {directory}", "convert it again"
     with reading(what, remedy):
         stored = stored_shapes(directory / name)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import refusal
 
 Cause = Literal["memory", "access", "damage"]
 
@@ -40,6 +41,8 @@ def cause_of(error: BaseException) -> Cause | None:
     if any(isinstance(one, OSError) and one.errno not in (None, *ABSENT) for one in chain):
         return "access"
     if any(isinstance(one, (ConnectionError, TimeoutError)) for one in chain) or _say(texts, ACCESS):
+        return "access"
+    if refusal(error):
         return "access"
     return "damage" if isinstance(error, DAMAGED) else None
 

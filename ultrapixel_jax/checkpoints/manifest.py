@@ -12,14 +12,13 @@ import os
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import fingerprint
+from ultrapixel_jax.files import AnyPath, bucket_errors, fingerprint, place, size_of
 
 FORMAT_VERSION = 1
 """Raised when a directory can no longer be read by older code."""
@@ -68,13 +67,15 @@ class Manifest:
     released model where there are none."""
 
 
-def read_manifest(directory: str | Path) -> Manifest:
+def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """What is in a checkpoint directory.
 
     `UserError` if there is none, or if it is incomplete, damaged or of a newer format.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
+    directory = place(directory)
+    with bucket_errors(directory):
+        there = directory.is_dir()
+    if not there:
         raise UserError(f"checkpoint directory {directory} does not exist; convert the released files first")
     content = read_json(directory, MANIFEST)
     version = content.get("version")
@@ -89,13 +90,13 @@ def read_manifest(directory: str | Path) -> Manifest:
         raise UserError(f"{directory / MANIFEST} is damaged ({error!r}); convert again") from error
 
 
-def identity(directory: str | Path) -> str:
+def identity(directory: str | os.PathLike[str]) -> str:
     """Sixteen hex digits that differ between checkpoints with different weights, configuration or origin."""
     read_manifest(directory)
-    return fingerprint(read_json(Path(directory), MANIFEST))
+    return fingerprint(read_json(place(directory), MANIFEST))
 
 
-def verify_files(directory: Path, name: str, contents: bool) -> None:
+def verify_files(directory: AnyPath, name: str, contents: bool) -> None:
     """Compare the files of component `name` with what was noted when they were written."""
     again = f"convert component {name} in {directory} again"
     try:
@@ -109,8 +110,8 @@ def verify_files(directory: Path, name: str, contents: bool) -> None:
         file = directory / path
         if not file.is_file():
             raise UserError(f"{path} is missing; {again}")
-        if file.stat().st_size != size:
-            raise UserError(f"{path} has {file.stat().st_size} bytes instead of {size}; {again}")
+        if (found := size_of(file)) != size:
+            raise UserError(f"{path} has {found} bytes instead of {size}; {again}")
     if contents:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for path, crc in zip(noted, pool.map(crc32, map(directory.joinpath, noted))):
@@ -140,7 +141,7 @@ def _info_from_json(values: Mapping[str, Any]) -> ComponentInfo:
     return ComponentInfo(**{**values, "kept_aside": kept})
 
 
-def read_json(directory: Path, name: str) -> dict[str, Any]:
+def read_json(directory: AnyPath, name: str) -> dict[str, Any]:
     """The object in a JSON file of the directory; `UserError` if there is none."""
     try:
         content = json.loads((directory / name).read_bytes())
@@ -153,7 +154,7 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def crc32(path: Path) -> int:
+def crc32(path: AnyPath) -> int:
     """CRC-32 of a file of any size."""
     crc = 0
     with path.open("rb") as file:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,11 +18,13 @@ from etils import epath
 
 from ultrapixel_jax.config import CascadeConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import fingerprint
+from ultrapixel_jax.files import bucket_errors, fingerprint, is_remote
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 RUN_MANIFEST = "run.json"
+COMMITTED = "commit_success.txt"
+"""What Orbax writes last into a checkpoint in a bucket."""
 RUN_VERSION = 1
 """Raised when a run can no longer be read by older code."""
 
@@ -92,9 +95,37 @@ def _manifest_from_config(values: Mapping[str, Any]) -> RunManifest:
 
 
 def is_run(directory: str | os.PathLike[str]) -> bool:
-    """Whether `directory` is that of a run."""
+    """Whether `directory` is that of a run, or RUN@STEP."""
+    path, _ = _at(directory)
+    return _is_run(path)
+
+
+def _is_run(path: epath.Path) -> bool:
+    with bucket_errors(path):
+        return (path / CONFIG).exists() and (path / CHECKPOINTS).exists()
+
+
+def _at(directory: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
+    """Directory and step of RUN@STEP; a directory whose own name ends so is meant as it is."""
     path = epath.Path(directory)
-    return (path / CONFIG).exists() and (path / CHECKPOINTS).exists()
+    found = re.fullmatch(r"(.+)@([0-9]{1,18})", path.name)
+    with bucket_errors(path):
+        if found is None or path.exists():
+            return path, None
+    run = path.with_name(found[1])
+    return (run, int(found[2])) if _is_run(run) else (path, None)
+
+
+def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """Steps of the checkpoints in a run's directory, ascending; none where there is no such directory.
+
+    In a bucket nothing can be renamed: there Orbax writes in place, and last of all a file that says so.
+    """
+    path = epath.Path(directory) / CHECKPOINTS
+    with bucket_errors(directory):
+        steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.exists() else []
+        whole = [n for n in steps if not is_remote(path) or (path / str(n) / COMMITTED).exists()]
+    return sorted(whole)
 
 
 def _read(path: epath.Path) -> RunManifest:
@@ -115,7 +146,7 @@ def _read(path: epath.Path) -> RunManifest:
 
 @dataclasses.dataclass(frozen=True)
 class RunWeights:
-    """What the newest checkpoint of a run holds."""
+    """What one checkpoint of a run holds."""
 
     directory: epath.Path
     manifest: RunManifest
@@ -125,19 +156,22 @@ class RunWeights:
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> RunWeights:
-        """Read what the run says about itself, and find the newest checkpoint.
+        """Read what the run says about itself, and find its newest checkpoint, or the one of RUN@STEP.
 
         Raises:
-            UserError: nothing was saved yet, or what is there is damaged.
+            UserError: nothing was saved yet, or not at that step, or what is there is damaged.
         """
         from ultrapixel_jax.checkpoints.faults import reading
 
-        path = epath.Path(directory)
+        path, wanted = _at(directory)
         manifest = _read(path)
-        steps = [int(p.name) for p in (path / CHECKPOINTS).iterdir() if p.name.isdigit()]
+        steps = saved_steps(path)
         if not steps:
             raise UserError(f"run {path} has no checkpoint yet; let it train on")
-        step = max(steps)
+        if wanted is not None and wanted not in steps:
+            listed = ", ".join(map(str, steps))
+            raise UserError(f"run {path} has no checkpoint of step {wanted}; it has those of {listed}")
+        step = steps[-1] if wanted is None else wanted
         with reading(*_words(path, step)):
             saved = json.loads((path / CHECKPOINTS / str(step) / "data" / "metadata").read_text())
             return cls(path, manifest, step, dict(saved.get("checksums", {})))

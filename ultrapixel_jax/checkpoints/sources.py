@@ -23,10 +23,11 @@ from ultrapixel_jax.checkpoints.arrays import stored_shapes
 from ultrapixel_jax.checkpoints.directory import restore
 from ultrapixel_jax.checkpoints.manifest import ComponentInfo, identity, read_manifest
 from ultrapixel_jax.checkpoints.runs import RunWeights, is_run
-from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, is_tokenizer
+from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, is_tokenizer, local_tokenizer
 from ultrapixel_jax.compilation.options import options_to_initialise
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig, DiffusionConfig, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import AnyPath, place
 from ultrapixel_jax.models import components, scan
 
 RUN_TIME_FIELDS = ("timestep", "up_guide_weights", "lr_side", "dropout")
@@ -109,10 +110,10 @@ class Sources:
         """Add one directory's networks; returns its identity."""
         if is_run(directory):
             return self._add_run(RunWeights.open(directory), ema, depth)
-        directory = Path(directory)
+        directory = place(directory)
         if is_tokenizer(directory):
             if self._nearer(TOKENIZER, depth):
-                self.tokenizer = directory
+                self.tokenizer = local_tokenizer(directory)
             return _digest([(p.name, p.read_bytes()) for p in sorted(directory.iterdir()) if p.is_file()])
         manifest = read_manifest(directory)
         for name, info in manifest.components.items():
@@ -126,7 +127,7 @@ class Sources:
         for name, values in manifest.sampling.items():
             self.sampling[name] = from_dict(DiffusionConfig, values)
         if (directory / "tokenizer").is_dir() and self._nearer(TOKENIZER, depth):
-            self.tokenizer = directory / "tokenizer"
+            self.tokenizer = local_tokenizer(directory / "tokenizer")
         return identity(directory)
 
     def _add_run(self, run: RunWeights, ema: bool, depth: int) -> str:
@@ -169,14 +170,19 @@ class Sources:
 
         self.entries[name] = Entry(config, RANDOM, ComponentInfo(to_dict(config)), load)
 
-    def require(self, names: Sequence[str], what: str) -> None:
-        """Raise `UserError` where one of `names` is missing; `what` needs them."""
+    def require(self, names: Sequence[str], what: str, without: Mapping[str, str] | None = None) -> None:
+        """Raise `UserError` where one of `names` is missing; `what` needs them.
+
+        `without` are the options that do without one of them, by name.
+        """
         missing = [name for name in names if name not in self.entries]
         if missing:
             found = ", ".join(self.entries) or "nothing"
+            options = [without[name] for name in missing if without and name in without]
+            hint = f"; or do without: {', '.join(options)}" if options else ""
             raise UserError(
                 f"{what} needs {', '.join(missing)}, and the sources have {found}; convert again with "
-                "its file among the sources, or name a checkpoint or run that has it"
+                "its file among the sources, or name a checkpoint or run that has it" + hint
             )
 
     def load(
@@ -215,7 +221,7 @@ def _digest(content: Any) -> str:
 
 
 def _from_checkpoint(
-    directory: Path, name: str, config: Any, kind: str | None
+    directory: AnyPath, name: str, config: Any, kind: str | None
 ) -> Callable[[Form], dict[str, Any]]:
     """Loads a component of a checkpoint; compares it with the shapes of a `kind` of network, if given."""
 
@@ -259,7 +265,7 @@ def _perturbed(variables: Mapping[str, Any], seed: int, name: str) -> dict[str, 
         if x.ndim < 2:
             return x
         key = components.key_for(seed, "noise", name, _path(path))
-        return x + RANDOM_STD * jax.random.normal(key, x.shape)
+        return x + RANDOM_STD * jax.random.normal(key, x.shape, jnp.float32)
 
     params = jax.tree_util.tree_map_with_path(noisy, variables["params"])
     return {**variables, "params": params}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import AnyPath, is_remote, place
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -27,10 +30,22 @@ FILES = (
 
 def is_tokenizer(directory: str | os.PathLike[str]) -> bool:
     """Whether `directory` holds a tokenizer's files."""
-    files = Path(directory)
+    files = place(directory)
     return (files / "tokenizer.json").is_file() or all(
         (files / name).is_file() for name in ("vocab.json", "merges.txt")
     )
+
+
+def local_tokenizer(directory: AnyPath) -> Path:
+    """`directory`, or a temporary copy of its files where it is in a bucket, since libraries read them."""
+    if not is_remote(directory):
+        return directory
+    copy = tempfile.TemporaryDirectory(prefix="ultrapixel_jax-tokenizer-")
+    atexit.register(copy.cleanup)
+    for name in FILES:
+        if (directory / name).exists():
+            (Path(copy.name) / name).write_bytes((directory / name).read_bytes())
+    return Path(copy.name)
 
 
 class Tokenizer:

@@ -19,8 +19,8 @@ from ultrapixel_jax.data.items import (
     Entry,
     Item,
 )
-from ultrapixel_jax.data.paths import file_system, is_remote
 from ultrapixel_jax.data.text import printable
+from ultrapixel_jax.files import file_system, is_remote
 
 PICTURES = (*SUFFIXES, ".heic", ".heif", ".hif", ".jxl")
 """Names of what is tried as a picture; what it is, its content decides."""

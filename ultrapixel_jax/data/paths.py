@@ -10,21 +10,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 from etils import epath
 
 from ultrapixel_jax.data.text import printable
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import is_full
+from ultrapixel_jax.files import is_full, is_remote, refusal, size_of
 
 log = logging.getLogger(__name__)
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` lies in a bucket."""
-    return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager
@@ -33,15 +27,19 @@ def user_errors(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     name = f"{what} {printable(path)}"
     try:
         yield
-    except ImportError as error:  # etils names the package that a bucket needs
-        raise UserError(f"{name}: {error}") from error
+    except UserError:
+        raise
     except OSError as error:
         if is_full(error):
             raise UserError(f"{name}: no space left; free some and run the same again") from error
-        raise UserError(f"{name}: {error.strerror or error}") from error
+        raise UserError(f"{name}: {error.strerror or refusal(error) or error}") from error
     except ValueError as error:
         if isinstance(error, UnicodeError) or "null byte" in str(error) or "null character" in str(error):
             raise UserError(f"{name} is no name that a file can have") from error
+        raise
+    except Exception as error:
+        if is_remote(path) and (said := refusal(error)):
+            raise UserError(f"{name}: {said}") from error
         raise
 
 
@@ -70,21 +68,6 @@ def move_in(local: Path, target: epath.Path) -> None:
         local.unlink()
     else:
         local.replace(target)
-
-
-def size_of(path: epath.Path) -> int:
-    """Bytes of a file. Not by etils, which asks for its owner's name, and fails where there is none."""
-    if is_remote(path):
-        return int(file_system(path).info(os.fspath(path))["size"])
-    return Path(path).stat().st_size
-
-
-def file_system(path: str | os.PathLike[str]) -> Any:
-    """fsspec's file system of a bucket, the one that etils takes."""
-    import fsspec
-
-    protocol = os.fspath(path).partition("://")[0]
-    return fsspec.filesystem({"gs": "gcs"}.get(protocol, protocol))
 
 
 def local_copy(directory: epath.Path, cache_dir: str, names: list[str], content: bytes) -> epath.Path:

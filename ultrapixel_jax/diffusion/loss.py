@@ -50,7 +50,7 @@ class AdaptiveState(NamedTuple):
 
 def adaptive_init(buckets: int = BUCKETS) -> AdaptiveState:
     """All buckets at 1."""
-    return AdaptiveState(jnp.ones(buckets))
+    return AdaptiveState(jnp.ones(buckets, jnp.float32))
 
 
 def _bucket(state: AdaptiveState, logsnr: Float[Array, " b"]) -> Array:

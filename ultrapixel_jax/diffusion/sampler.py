@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from ultrapixel_jax.config import MAX_STEPS, DiffusionConfig
 from ultrapixel_jax.diffusion import schedule
+from ultrapixel_jax.models import random_keys
 
 Carry = TypeVar("Carry")
 Vector = Any
@@ -90,7 +91,7 @@ def image_keys(seeds: np.ndarray | list[int], stream: int) -> np.ndarray:
     on its neighbours in the batch.
     """
     words = [[(int(s) >> 32) & 0xFFFFFFFF, int(s) & 0xFFFFFFFF] for s in seeds]
-    keys = jax.random.wrap_key_data(jnp.asarray(words, jnp.uint32))
+    keys = random_keys.of_data(jnp.asarray(words, jnp.uint32))
     return np.asarray(jax.random.key_data(jax.vmap(lambda k: jax.random.fold_in(k, stream))(keys)))
 
 
@@ -98,7 +99,8 @@ def noise(keys: UInt32[Array, "b 2"], index: Int[Array, ""] | int, shape: tuple)
     """Standard normal noise number `index` of every image, `shape` without the batch axis."""
 
     def one(key: Array) -> Array:
-        return jax.random.normal(jax.random.fold_in(jax.random.wrap_key_data(key), index), shape)
+        key = jax.random.fold_in(random_keys.of_data(key), index)
+        return jax.random.normal(key, shape, jnp.float32)
 
     return jax.vmap(one)(keys)
 

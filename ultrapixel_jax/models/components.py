@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ultrapixel_jax import config as cfg
-from ultrapixel_jax.models import lora
+from ultrapixel_jax.models import lora, random_keys
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.models.clip_vision import ClipVision
 from ultrapixel_jax.models.controlnet import ControlNet
@@ -64,7 +64,7 @@ def kind_of(component: str) -> str | None:
 
 def key_for(seed: int, *purpose: str) -> jax.Array:
     """A random key of a run's `seed`, another for each purpose."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32("/".join(purpose).encode()))
+    return jax.random.fold_in(random_keys.of_seed(seed), zlib.crc32("/".join(purpose).encode()))
 
 
 def build(name: str, config: Any, dtype: Any = jnp.float32) -> nn.Module:
@@ -95,7 +95,7 @@ def initialise(name: str, config: Any, key: jax.Array, dtype: Any = jnp.float32)
 
 def abstract(name: str, config: Any, dtype: Any = jnp.float32) -> Variables:
     """Shapes and dtypes of the variables, without making them."""
-    return jax.eval_shape(lambda: initialise(name, config, jax.random.key(0), dtype))
+    return jax.eval_shape(lambda: initialise(name, config, random_keys.of_seed(0), dtype))
 
 
 def parameter_count(variables: Mapping[str, Any]) -> int:

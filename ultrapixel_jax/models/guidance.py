@@ -245,6 +245,6 @@ class Guidance(nn.Module):
     ) -> dict[str, Float[Array, "b H W c"]]:
         """Touch every parameter, for initialisation."""
         size = (x.shape[1], x.shape[2])
-        e = jnp.zeros((1, self.config.time_dim))
+        e = jnp.zeros((1, self.config.time_dim), jnp.float32)
         prepared = self.prepare(features, size)
         return {place: self.fuse(place, x, prepared[place], e, e) for place in PLACES}

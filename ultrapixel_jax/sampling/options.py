@@ -11,19 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, one_of, whole
-from ultrapixel_jax.config import MAX_STEPS, DiffusionConfig, SamplerName, ScheduleName
+from ultrapixel_jax.checkpoints.runs import is_run
+from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
+from ultrapixel_jax.config import DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sampling.requests import MAX_SEED, check_prompt
+from ultrapixel_jax.files import AnyPath, bucket_errors, place
+from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B, check_prompt, with_settings
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
-SETTINGS_B = ("steps", "cfg", "shift", "sampler", "eta", "schedule")
-"""Options of stage B's sampler, which have ``-b`` after their name."""
-SETTINGS_C = (*SETTINGS_B, "cfg_hr")
-"""Options of stage C's."""
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
-     "no_cache", "no_ema", "quiet", "distributed", "coordinator"]
+     "no_cache", "no_ema", "quiet", "distributed", "coordinator", "patience"]
 )  # fmt: skip
 """What may be given beside ``--reproduce``; the rest is the picture's."""
 
@@ -32,6 +30,8 @@ WITH_REPRODUCE = frozenset(
 class Options:
     """The command line, checked. None is: not given, take the default of the model or the picture."""
 
+    given: frozenset[str]
+    """Names of the options that were given, with underscores."""
     prompts: tuple[str, ...]
     prompts_file: Path | None
     negative_prompt: str
@@ -39,11 +39,11 @@ class Options:
     width: int
     num_images: int
     seed: int
-    settings_c: dict[str, Any]
-    """Fields of stage C's `DiffusionConfig` that were given."""
-    settings_b: dict[str, Any]
-    """The same for stage B."""
-    checkpoint: Path | None
+    comments: bool
+    """Whether lines of the prompts file that begin with # are skipped."""
+    settings: dict[str, Any]
+    """Sampling that was given, by the names in `requests.SETTINGS` and `SETTINGS_B`."""
+    checkpoint: AnyPath | None
     config: Path | None
     dtype: str | None
     """None goes by the model's size."""
@@ -62,6 +62,8 @@ class Options:
     process_count: int
     coordinator: str
     """HOST:PORT of process 0, where processes share a mesh and it is not detected."""
+    patience: int
+    """Seconds to wait for the other processes."""
     distributed: bool
     """Whether processes share the mesh; without, they share the list alone."""
     cache_dir: Path | None
@@ -85,16 +87,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     height, width = values.size or (values.height or 1024, values.width or 1024)
     if "size" in given or "height" in given:
         check_size(height, width)
-    settings = [
-        {name: value for name in names if (value := getattr(values, name + suffix)) is not None}
-        for names, suffix in ((SETTINGS_C, ""), (SETTINGS_B, "_b"))
-    ]
-    for stage, changes in zip("CB", settings):
-        try:
-            DiffusionConfig(**changes)
-        except UserError as error:
-            raise UserError(f"stage {stage}: {error}") from error
+    settings = {
+        name: value for name in (*SETTINGS, *SETTINGS_B) if (value := getattr(values, name)) is not None
+    }
+    with_settings(DiffusionConfig(), DiffusionConfig(), settings)
     return Options(
+        given=frozenset(given),
         prompts=tuple(check_prompt(prompt) for prompt in values.prompt or ()),
         prompts_file=values.prompts,
         negative_prompt=check_prompt(values.negative_prompt or ""),
@@ -102,8 +100,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         width=width,
         num_images=_or(values.num_images, 1),
         seed=_or(values.seed, 0),
-        settings_c=settings[0],
-        settings_b=settings[1],
+        comments=values.comments,
+        settings=settings,
         checkpoint=_existing_directory(values.checkpoint),
         config=values.config,
         dtype=values.dtype,
@@ -119,6 +117,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         process_index=_or(values.process_index, 0),
         process_count=_or(values.process_count, 1),
         coordinator=values.coordinator or "",
+        patience=_or(values.patience, 300),
         distributed=values.distributed or bool(values.coordinator),
         cache_dir=values.cache_dir,
         no_cache=values.no_cache,
@@ -142,9 +141,10 @@ def _parser() -> Parser:
     p.section("what to draw")
     p.option("--prompt", str, "a prompt; may be given several times", action="append", metavar="TEXT")
     listed = (
-        "a prompt per line, or JSON lines of prompt, negative_prompt, seed, size or height and width, name"
+        "a prompt per line, JSON, or a table, with settings of each picture (docs/prompts.md); - is stdin"
     )
     p.option("--prompts", Path, listed, metavar="FILE")
+    p.flag("--comments", "skip lines of it that begin with #")
     p.option("--negative-prompt", str, "what to keep away from", shown="nothing", metavar="TEXT")
     p.option("--size", SIZE, "pixels, height first, like 2560x5120; any size, not only multiples of 8",
              shown="1024x1024")  # fmt: skip
@@ -161,20 +161,23 @@ def _parser() -> Parser:
     p.option("--reproduce", Path, again, metavar="PNG")
     for stage, suffix, steps, cfg in (("C (both passes)", "", 20, "4"), ("B", "-b", 10, "1.1")):
         p.section(f"sampling, stage {stage}")
-        samplers, schedules = get_args(SamplerName), get_args(ScheduleName)
-        p.option(f"--steps{suffix}", whole(1, MAX_STEPS), "denoising steps", shown=str(steps))
-        p.option(f"--cfg{suffix}", number(), "classifier-free guidance weight", shown=cfg)
-        p.option(f"--shift{suffix}", number(above=0), "shift of the noise schedule", shown="1")
-        p.option(f"--sampler{suffix}", one_of(samplers), "how a step is taken", shown="ddpm")
-        p.option(f"--eta{suffix}", number(), "DDIM's eta, 0 to 1", shown="1 for ddpm, 0 for ddim")
-        p.option(
-            f"--schedule{suffix}", one_of(schedules), ", ".join(schedules), shown="cosine", metavar="NAME"
-        )
-        if stage != "B":
-            lower = "the weight in the HR pass; lower keeps very large pictures in one"
-            p.option("--cfg-hr", number(), lower, shown="as --cfg")
+        told = {
+            "steps": ("denoising steps", str(steps)),
+            "cfg": ("classifier-free guidance weight", cfg),
+            "cfg_hr": ("the weight in the HR pass; lower keeps very large pictures in one", "as --cfg"),
+            "shift": ("shift of the noise schedule", "1"),
+            "sampler": ("how a step is taken", "ddpm"),
+            "eta": ("DDIM's eta, 0 to 1", "1 for ddpm, 0 for ddim"),
+            "schedule": (", ".join(get_args(ScheduleName)), "cosine"),
+            "cfg_rescale": ("share of the guided noise that is rescaled", "0.7"),
+        }
+        for name, (text, shown) in told.items():
+            if stage != "B" or name != "cfg_hr":
+                more = {"metavar": "NAME"} if name == "schedule" else {}
+                option = f"--{name.replace('_', '-')}{suffix}"
+                p.option(option, SETTINGS[name], text, shown=shown, **more)
     p.section("model")
-    p.option("--checkpoint", Path, "a checkpoint that `python -m convert` wrote", metavar="DIR")
+    p.option("--checkpoint", place, "a checkpoint that `python -m convert` wrote", metavar="DIR")
     p.option("--config", Path, "a Python file with `config = CascadeConfig(...)`", metavar="FILE")
     p.flag("--no-ema", "of a run, the trained weights and not their moving average")
     p.option("--dtype", DTYPE, "of computing", shown="bfloat16, but float32 for small models like the demo")
@@ -207,6 +210,7 @@ def _parser() -> Parser:
     p.option("--process-count", whole(1, 65_536), "number of processes that share the list", shown="1")
     p.flag("--distributed", "one --mesh over all processes, which TPU pods, SLURM and others name")
     p.option("--coordinator", str, "process 0, with --process-index and --process-count", metavar="HOST:PORT")
+    p.option("--patience", whole(1, 10**6), "wait for the other processes", shown="300", metavar="SECONDS")
     p.option("--cache-dir", Path, "compilation cache", shown="the user's cache", metavar="DIR")
     p.flag("--no-cache", "keep no compilation cache")
     return p
@@ -243,13 +247,14 @@ def _check_together(values: argparse.Namespace, given: set[str]) -> None:
         raise UserError("processes that draw together share a mesh; give --mesh, such as data=16")
 
 
-def _existing_directory(path: Path | None) -> Path | None:
+def _existing_directory(path: AnyPath | None) -> AnyPath | None:
     if path is None:
         return None
     try:
-        if path.is_dir():
-            return path
-        state = "is a file" if path.exists() else "does not exist"
+        with bucket_errors(path):
+            if path.is_dir() or is_run(path):  # RUN@STEP is no directory
+                return path
+            state = "is a file" if path.exists() else "does not exist"
     except (OSError, ValueError) as error:
         state = f"cannot be read: {getattr(error, 'strerror', None) or error}"
     raise UserError(f"checkpoint {str(path)!r} {state}; give the directory that `python -m convert` wrote")

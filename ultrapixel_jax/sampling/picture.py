@@ -53,10 +53,28 @@ def texts(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _parameters(metadata: Mapping[str, Any]) -> str:
-    """The metadata as people write it under a picture; many viewers show this key."""
-    settings = {"Seed": metadata["seed"], "Size": f"{metadata['width']}x{metadata['height']}"}
-    for stage, label in (("stage_c", ""), ("stage_b", " (B)")):
-        for key in ("steps", "sampler", "cfg", "shift", "schedule"):
-            settings[key.capitalize() + label] = metadata[stage][key]
-    lines = [metadata["prompt"], "Negative prompt: " + metadata["negative_prompt"]]
-    return "\n".join([*lines, ", ".join(f"{key}: {value}" for key, value in settings.items())])
+    """The metadata as people write it under a picture; many viewers show this key.
+
+    By the rules of AUTOMATIC1111's web UI: settings are the last line, keys have no brackets, and values
+    with a comma or a colon are JSON strings.
+    """
+    c, b = metadata["stage_c"], metadata["stage_b"]
+    settings = {"Steps": c["steps"], "Sampler": c["sampler"], "Schedule type": c["schedule"]}
+    settings |= {"CFG scale": c["cfg"], "Seed": metadata["seed"]}
+    settings |= {"Size": f"{metadata['width']}x{metadata['height']}"}
+    settings |= {"Model hash": metadata["checkpoint"][:10], "Model": "UltraPixel", "Shift": c["shift"]}
+    settings |= {"HR CFG scale": c.get("cfg_hr"), "Eta": c["eta"]}
+    for key, name in (("Steps", "steps"), ("Sampler", "sampler"), ("CFG scale", "cfg"), ("Shift", "shift"),
+                      ("Schedule type", "schedule"), ("Eta", "eta")):  # fmt: skip
+        settings[f"Stage B {key}"] = b[name]
+    settings["Version"] = f"ultrapixel_jax {metadata.get('versions', {}).get('ultrapixel_jax', '')}".strip()
+    lines = [metadata["prompt"]]
+    if metadata["negative_prompt"]:
+        lines.append("Negative prompt: " + metadata["negative_prompt"])
+    given = (f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None)
+    return "\n".join([*lines, ", ".join(given)])
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if {*text} & {*',:\n"'} else text

@@ -19,6 +19,7 @@ from ultrapixel_jax.checkpoints.weights import Weights, load_weights
 from ultrapixel_jax.compilation.executables import Executables
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
 from ultrapixel_jax.diffusion.two_branch import Prompts
+from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sampling.pictures import config_identity
 from ultrapixel_jax.sampling.requests import DECODE_BYTES, Request
@@ -61,6 +62,8 @@ class Cascade:
         self.config: CascadeConfig = weights.config
         self.dtype: str = dtype
         self.identity: str = weights.identity
+        self.unused: tuple[str, ...] = weights.unused
+        """What the checkpoint holds and sampling does not use, a line each."""
         self.preview: bool = "stage_b" not in weights.variables
         """Whether it has the previewer in place of stages B and A."""
         self.report = report
@@ -77,7 +80,7 @@ class Cascade:
     @classmethod
     def load(
         cls,
-        checkpoint: Path | None,
+        checkpoint: AnyPath | None,
         *,
         config: CascadeConfig | None = None,
         dtype: str | None = None,

@@ -1,4 +1,4 @@
-"""Requests: what to draw, read from the command line or a file, then batched and shared out.
+"""Requests: what to draw, in batches and shares.
 
 Nothing here imports jax: a bad list is refused before a model is loaded.
 """
@@ -6,15 +6,15 @@ Nothing here imports jax: a bad list is refused before a model is loaded.
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import re
-from collections.abc import Hashable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, get_args
 
-from ultrapixel_jax.config import DiffusionConfig
-from ultrapixel_jax.errors import UserError, unknown_key
-from ultrapixel_jax.sizes import Bucket, check_size, parse_size
+from ultrapixel_jax.commands import Reader, number, one_of, whole
+from ultrapixel_jax.config import MAX_STEPS, DiffusionConfig, SamplerName, ScheduleName
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sizes import Bucket, check_size
 
 MAX_SEED = 2**32 - 1
 """Largest seed; jax's random keys would fold a larger one onto a smaller without a word."""
@@ -26,6 +26,19 @@ RESERVED_NAMES = frozenset(
     ["con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))]
 )
 """Names that are devices on Windows, whatever their extension."""
+SETTINGS: Mapping[str, Reader] = {
+    "steps": whole(1, MAX_STEPS),
+    "cfg": number(),
+    "cfg_hr": number(),
+    "shift": number(above=0),
+    "sampler": one_of(get_args(SamplerName)),
+    "eta": number(low=0, high=1),
+    "schedule": one_of(get_args(ScheduleName)),
+    "cfg_rescale": number(),
+}
+"""Fields of stage C's sampling, with how each is read."""
+SETTINGS_B: Mapping[str, Reader] = {f"{name}_b": kind for name, kind in SETTINGS.items() if name != "cfg_hr"}
+"""Those of stage B, as they are named beside stage C's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +51,9 @@ class Entry:
     height: int | None = None
     width: int | None = None
     name: str | None = None
+    num_images: int | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Of sampling, by the names in `SETTINGS` and `SETTINGS_B`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,19 +97,35 @@ class Batch:
 
 def slug(prompt: str, length: int = 40) -> str:
     """A readable part of a file name: words of `prompt` in lower case, joined by ``-``."""
-    words = "-".join(re.findall(r"\w+", prompt[: 4 * length].lower()))
-    return words[:length].rstrip("-_") or "untitled"
+    words = "-".join(re.findall(r"\w+", prompt[: 4 * length].lower()))[:length]
+    if not _nameable(words):
+        words = re.sub(r"[^a-z0-9_]+", "-", words).lstrip("-")
+    return words.rstrip("-_") or "untitled"
+
+
+def _nameable(text: str) -> bool:
+    """Whether files can have this name where the locale says how names are written, such as ASCII alone."""
+    try:
+        return bool(os.fsencode(text)) or not text
+    except UnicodeError:
+        return False
 
 
 # ---------------------------------------------------------------------------- checks of single values
 
 
 def check_prompt(prompt: str) -> str:
-    """Return `prompt` if it is text that can be tokenised and stored; raise `UserError` otherwise."""
+    """Return `prompt` if it is text that can be tokenised and stored; raise `UserError` otherwise.
+
+    A command line in a locale without its characters has it in bytes, which are taken as UTF-8.
+    """
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"prompt {prompt!r:.80} is not valid Unicode text; save it as UTF-8") from error
+        try:
+            prompt = os.fsencode(prompt).decode("utf-8")
+        except UnicodeError:
+            raise UserError(f"prompt {prompt!r:.80} is not valid Unicode text; save it as UTF-8") from error
     if "\0" in prompt:
         raise UserError(f"prompt {prompt!r:.80} has a NUL character; remove it")
     return prompt
@@ -127,91 +159,14 @@ def check_name(name: str) -> str:
         problem = "is reserved on Windows"
     elif len(stem.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         problem = f"is longer than {MAX_NAME_BYTES} bytes"
+    elif not _nameable(check_prompt(stem)):
+        problem = "cannot be written in this locale (set PYTHONUTF8=1, or LANG=C.UTF-8)"
     if problem:
         raise UserError(f"name {name!r:.80} {problem}; use a plain file name without directory")
-    return check_prompt(stem)
+    return stem
 
 
-# ---------------------------------------------------------------------------- the prompts file
-
-
-def read_prompts(path: str | Path) -> list[Entry]:
-    """Read a prompts file: one prompt per line, or JSON lines.
-
-    A line whose first character is ``{`` is a JSON object with ``prompt`` and, at will,
-    ``negative_prompt``, ``seed``, ``size`` ("HEIGHTxWIDTH") or ``height`` and ``width``, and ``name``.
-    Any other line is a prompt as it stands. Blank lines are skipped, and nothing else is.
-
-    Raises:
-        UserError: no such file, nothing in it, or a malformed line, with file and line number.
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"prompts file {str(path)!r} does not exist") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"prompts file {str(path)!r} cannot be read: {reason}") from error
-    entries = []
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        try:
-            line = raw.decode("utf-8").strip()
-            if line:
-                entries.append(_parse_json(line) if line.startswith("{") else Entry(check_prompt(line)))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from error
-        except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from error
-    if not entries:
-        raise UserError(f"prompts file {str(path)!r} is empty; write one prompt per line")
-    return entries
-
-
-_TYPES: dict[str, type] = {
-    "prompt": str, "negative_prompt": str, "seed": int, "size": str,
-    "height": int, "width": int, "name": str,
-}  # fmt: skip
-_TYPE_NAMES = {str: "text", int: "a whole number"}
-
-
-def _parse_json(line: str) -> Entry:
-    try:
-        values = json.loads(line, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not valid JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
-        raise UserError(f"not valid JSON: {error}") from error
-    for key, value in values.items():
-        if key not in _TYPES:
-            raise UserError(unknown_key(key, list(_TYPES), "key"))
-        kind = _TYPES[key]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{key} must be {_TYPE_NAMES[kind]}, not {value!r:.80}")
-    if "prompt" not in values:
-        raise UserError("the key 'prompt' is missing")
-    if "size" in values:
-        if "height" in values or "width" in values:
-            raise UserError("give either size or height and width")
-        values["height"], values["width"] = parse_size(values.pop("size"))
-    elif ("height" in values) != ("width" in values):
-        raise UserError("give height and width together")
-    elif "height" in values:
-        check_size(values["height"], values["width"])
-    check_prompt(values["prompt"])
-    check_prompt(values.get("negative_prompt", ""))
-    check_seed(values.get("seed", 0))
-    if "name" in values:
-        values["name"] = check_name(values["name"])
-    return Entry(**values)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise UserError(f"the key {key!r:.80} is given twice")
-    return dict(pairs)
+# ---------------------------------------------------------------------------- entries to requests
 
 
 def make_requests(
@@ -233,33 +188,54 @@ def make_requests(
     Raises:
         UserError: a size, a seed (the last one too) or a number of images out of range.
     """
-    if num_images < 1:
-        raise UserError(f"number of images {num_images} must be at least 1")
     requests: list[Request] = []
     for entry in entries:
         first = check_seed(seed if entry.seed is None else entry.seed)
-        check_seed(first + num_images - 1)
+        count = num_images if entry.num_images is None else entry.num_images
+        if count < 1:
+            raise UserError(f"number of images {count} must be at least 1")
+        check_seed(first + count - 1)
+        of_c, of_b = with_settings(stage_c, stage_b, entry.settings)
         high = height if entry.height is None else entry.height
         wide = width if entry.width is None else entry.width
         check_size(high, wide)
-        for number in range(first, first + num_images):
-            name = entry.name if entry.name is None or num_images == 1 else f"{entry.name}-{number}"
+        for own_seed in range(first, first + count):
+            name = entry.name if entry.name is None or count == 1 else f"{entry.name}-{own_seed}"
             requests.append(
                 Request(
                     prompt=entry.prompt,
                     negative_prompt=negative_prompt
                     if entry.negative_prompt is None
                     else entry.negative_prompt,
-                    seed=number,
+                    seed=own_seed,
                     height=high,
                     width=wide,
-                    stage_c=stage_c,
-                    stage_b=stage_b,
+                    stage_c=of_c,
+                    stage_b=of_b,
                     name=name,
                     index=len(requests),
                 )
             )
     return requests
+
+
+def with_settings(
+    stage_c: DiffusionConfig, stage_b: DiffusionConfig, settings: Mapping[str, Any]
+) -> tuple[DiffusionConfig, DiffusionConfig]:
+    """Sampling of both stages but for `settings`, by the names in `SETTINGS` and `SETTINGS_B`.
+
+    Raises:
+        UserError: a value out of range.
+    """
+    of_b = {name.removesuffix("_b"): value for name, value in settings.items() if name in SETTINGS_B}
+    of_c = {name: value for name, value in settings.items() if name not in SETTINGS_B}
+    made = []
+    for name, own, changes in (("C", stage_c, of_c), ("B", stage_b, of_b)):
+        try:
+            made.append(dataclasses.replace(own, **changes) if changes else own)
+        except UserError as error:
+            raise UserError(f"stage {name}: {error}") from error
+    return made[0], made[1]
 
 
 # ---------------------------------------------------------------------------- batches and shares

@@ -135,7 +135,8 @@ def cut(
 ) -> Float[Array, "b h2 w2 c"]:
     """The window of `latent` that begins at (y, x); the start is data, so nothing compiles anew."""
     b, _, _, c = latent.shape
-    return jax.lax.dynamic_slice(latent, (0, start[0], start[1], 0), (b, *lengths, c))
+    zero = np.int32(0)  # as wide as the start, whatever jax makes of a plain number
+    return jax.lax.dynamic_slice(latent, (zero, start[0], start[1], zero), (b, *lengths, c))
 
 
 @functools.partial(jax.jit, static_argnames=("lengths", "as_uint8"))

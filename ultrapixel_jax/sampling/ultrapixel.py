@@ -5,10 +5,10 @@ All that ``sample.py`` does goes through it: `requests`, then `draw`, which yiel
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import operator
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ultrapixel_jax.checkpoints.weights import load_network
+from ultrapixel_jax.commands import surroundings
 from ultrapixel_jax.compilation import cache as compilation_cache
 from ultrapixel_jax.config import (
     CascadeConfig,
@@ -30,10 +31,19 @@ from ultrapixel_jax.config import (
     load_config,
 )
 from ultrapixel_jax.errors import UserError, unknown_key
-from ultrapixel_jax.sampling import pictures
+from ultrapixel_jax.files import place
+from ultrapixel_jax.sampling import effects, pictures
 from ultrapixel_jax.sampling.picture import Picture
 from ultrapixel_jax.sampling.pipeline import Cascade, Progress
-from ultrapixel_jax.sampling.requests import DECODE_BYTES, Entry, Request, check_prompt, make_requests, plan
+from ultrapixel_jax.sampling.requests import (
+    DECODE_BYTES,
+    Entry,
+    Request,
+    check_prompt,
+    make_requests,
+    plan,
+    with_settings,
+)
 from ultrapixel_jax.sharding import batch_multiple, make_mesh
 
 Latents = Mapping[str, Float[np.ndarray, "_h _w _c"]]
@@ -45,24 +55,31 @@ GIVEN_LATENTS = ("stage_b", "stage_c")
 """Latents that a picture can go on from, the latest first."""
 
 
-class Sampling(TypedDict, total=False):
-    """Sampling of stage C, both passes, and with `_b` of stage B; what is left out is the model's own."""
+class NotUsed(UserWarning):
+    """Something that was given changes no picture."""
 
-    steps: int
-    cfg: float
-    cfg_hr: float
-    shift: float
-    sampler: SamplerName
-    eta: float
-    schedule: ScheduleName
-    cfg_rescale: float
-    steps_b: int
-    cfg_b: float
-    shift_b: float
-    sampler_b: SamplerName
-    eta_b: float
-    schedule_b: ScheduleName
-    cfg_rescale_b: float
+
+class Sampling(TypedDict, total=False):
+    """Sampling of stage C, both passes, and with `_b` of stage B; what is left out is the model's own.
+
+    One value, or one for each prompt.
+    """
+
+    steps: int | Sequence[int]
+    cfg: float | Sequence[float]
+    cfg_hr: float | Sequence[float]
+    shift: float | Sequence[float]
+    sampler: SamplerName | Sequence[SamplerName]
+    eta: float | Sequence[float]
+    schedule: ScheduleName | Sequence[ScheduleName]
+    cfg_rescale: float | Sequence[float]
+    steps_b: int | Sequence[int]
+    cfg_b: float | Sequence[float]
+    shift_b: float | Sequence[float]
+    sampler_b: SamplerName | Sequence[SamplerName]
+    eta_b: float | Sequence[float]
+    schedule_b: ScheduleName | Sequence[ScheduleName]
+    cfg_rescale_b: float | Sequence[float]
 
 
 class UltraPixel:
@@ -75,7 +92,7 @@ class UltraPixel:
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
         *,
         config: CascadeConfig | str | Path | None = None,
         dtype: str | None = None,
@@ -107,15 +124,18 @@ class UltraPixel:
             config = load_config(config)
         assert config is None or isinstance(config, CascadeConfig)
         dtype = None if dtype is None else check_dtype(dtype)
-        directory = None if checkpoint is None else Path(checkpoint)
+        directory = None if checkpoint is None else place(checkpoint)
         kept = None
         if cache is not False:
             kept = compilation_cache.use(None if cache is True else Path(cache))
-        devices = make_mesh(mesh) if isinstance(mesh, Mapping) else mesh
-        cascade = Cascade.load(
-            directory, config=config, dtype=dtype, mesh=devices, preview=preview, ema=ema,
-            executables=compilation_cache.executables(kept),
-        )  # fmt: skip
+        with surroundings.explaining():
+            devices = make_mesh(mesh) if isinstance(mesh, Mapping) else mesh
+            cascade = Cascade.load(
+                directory, config=config, dtype=dtype, mesh=devices, preview=preview, ema=ema,
+                executables=compilation_cache.executables(kept),
+            )  # fmt: skip
+        for line in cascade.unused:
+            warnings.warn(line, NotUsed, stacklevel=2)
         previewer = functools.partial(load_network, "previewer", directory, config, mesh=devices, ema=ema)
         return cls(cascade, previewer)
 
@@ -169,7 +189,7 @@ class UltraPixel:
             latents: of each picture, to go on from: `stage_b` is only decoded, `stage_c` by stages B and A.
             return_latents: whether the pictures' `latents` are filled in.
             callback: told of every stage's steps.
-            sampling: fields of `Sampling`, like ``steps=20, cfg=4.0``.
+            sampling: fields of `Sampling`, like ``steps=20, cfg=4.0``; one, or as many as prompts.
 
         Raises:
             UserError: a value out of range, lists of different lengths, an unknown option, or too little
@@ -177,22 +197,44 @@ class UltraPixel:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         count = len(prompts)
+        _check_names(sampling)
+        own = {name: _each(name, value, count) for name, value in sampling.items() if _is_list(value)}
         entries = [
-            Entry(check_prompt(text), check_prompt(against), seed=own_seed, height=h, width=w)
-            for text, against, own_seed, h, w in zip(
-                prompts,
-                _each("negative_prompt", negative_prompt, count),
-                _each("seed", seed, count),
-                _each("height", height, count),
-                _each("width", width, count),
-                strict=True,
+            Entry(
+                check_prompt(text),
+                check_prompt(against),
+                seed=own_seed,
+                height=h,
+                width=w,
+                settings={name: values[i] for name, values in own.items()},
+            )
+            for i, (text, against, own_seed, h, w) in enumerate(
+                zip(
+                    prompts,
+                    _each("negative_prompt", negative_prompt, count),
+                    _each("seed", seed, count),
+                    _each("height", height, count),
+                    _each("width", width, count),
+                    strict=True,
+                )
             )
         ]
-        requests = self.requests(entries, num_images=num_images, **sampling)
+        of_all: Any = {name: value for name, value in sampling.items() if name not in own}
+        requests = self.requests(entries, num_images=num_images, **of_all)
         for text in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):
             if cut := self.cascade.truncated(text):
                 tokens = self.config.clip_text.positions
                 warnings.warn(f"prompt over {tokens} tokens, cut off is: {cut!r}", stacklevel=3)
+        own_b = {
+            "tile": tile,
+            "decode_memory": None if decode_memory == DECODE_BYTES / 1e9 else decode_memory,
+        }
+        situation = effects.Situation(
+            {*sampling, *(name for name, value in own_b.items() if value is not None)}, (), requests,
+            preview=self.cascade.preview, guided=self.config.guidance is not None,
+        )  # fmt: skip
+        for line in effects.without_effect(situation):
+            warnings.warn(line, NotUsed, stacklevel=3)
         if isinstance(latents, Mapping):
             latents = [latents]
         yield from self.draw(
@@ -231,14 +273,9 @@ class UltraPixel:
 
     def settings(self, **sampling: Unpack[Sampling]) -> tuple[DiffusionConfig, DiffusionConfig]:
         """Sampling of stages C and B: the model's own but for `sampling`."""
-        for name in sampling:
-            if name not in Sampling.__annotations__:
-                raise UserError(unknown_key(name, [*Sampling.__annotations__, *_OPTIONS], "option"))
+        _check_names(sampling)
         values = {name: _checked_number(name, value) for name, value in sampling.items()}
-        of_b = {name.removesuffix("_b"): v for name, v in values.items() if name.endswith("_b")}
-        of_c: dict[str, Any] = {name: v for name, v in values.items() if not name.endswith("_b")}
-        stage_c = dataclasses.replace(self.config.sampling_c, **of_c)
-        return stage_c, dataclasses.replace(self.config.sampling_b, **of_b)
+        return with_settings(self.config.sampling_c, self.config.sampling_b, values)
 
     def draw(
         self,
@@ -352,13 +389,23 @@ _OPTIONS = (
 )  # fmt: skip
 
 
+def _check_names(sampling: Mapping[str, Any]) -> None:
+    for name in sampling:
+        if name not in Sampling.__annotations__:
+            raise UserError(unknown_key(name, [*Sampling.__annotations__, *_OPTIONS], "option"))
+
+
 def _each(name: str, value: Any, count: int) -> list[Any]:
     """`value` for each of `count` prompts: a list as it stands, anything else for all."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    if not _is_list(value):
         value = [value] * count
     if len(value) != count:
         raise UserError(f"{name} has {len(value)} values for {count} prompts; give one, or one for each")
     return list(value) if name == "negative_prompt" else [_checked_number(name, v) for v in value]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _checked_number(name: str, value: Any) -> Any:

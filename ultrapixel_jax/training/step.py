@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.diffusion.loss import AdaptiveState, adaptive_update, adaptive_weight, p2_weight
+from ultrapixel_jax.models import random_keys
 from ultrapixel_jax.training.optimizer import learning_rate, update_ema
 from ultrapixel_jax.training.state import TrainState
 from ultrapixel_jax.training.tasks.base import Batch, Losses, Task
@@ -50,7 +51,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Step:
 
     def step(state: TrainState, frozen: Mapping[str, Any], batch: Batch) -> tuple[TrainState, Metrics]:
         size = jax.tree.leaves(dict(batch))[0].shape[0]
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        key = jax.random.fold_in(random_keys.of_data(state.key), state.step)
         batch = {**batch, "key": jax.random.key_data(jax.random.split(key, size))}
 
         def part(carry: tuple[Any, Any], micro: Batch) -> tuple[tuple[Any, Any], tuple[Any, ...]]:
@@ -112,8 +113,15 @@ def interleaved(batch: Batch, parts: int) -> dict[str, Array]:
     return {name: cut(x) for name, x in batch.items()}
 
 
-def band_sums(logsnr: Float[Array, " b"], losses: Float[Array, " b"]) -> Metrics:
-    """Sum of the losses and number of samples in each band of logSNR."""
+def band_sums(
+    logsnr: Float[Array, " b"], losses: Float[Array, " b"], weights: Float[Array, " b"] | float = 1.0
+) -> Metrics:
+    """Sum of the losses and number of samples in each band of logSNR, of samples with `weights`."""
     band = jnp.searchsorted(jnp.asarray(np.asarray(BANDS[1:-1], np.float32)), logsnr, side="right")
-    zeros = jnp.zeros(len(BANDS) - 1)
-    return {"band_loss": zeros.at[band].add(losses), "band_count": zeros.at[band].add(1.0)}
+    zeros = jnp.zeros(len(BANDS) - 1, jnp.float32)
+    return {"band_loss": zeros.at[band].add(weights * losses), "band_count": zeros.at[band].add(weights)}
+
+
+def band_name(low: float, high: float) -> str:
+    """Of the loss in a band of logSNR; of characters that TensorBoard keeps in its tags."""
+    return f"loss_logsnr/{low:g}_{high:g}"

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ultrapixel_jax.diffusion import loss as objective
 from ultrapixel_jax.diffusion import schedule
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.models import components, scan
+from ultrapixel_jax.models import components, random_keys, scan
 from ultrapixel_jax.sizes import HW
 from ultrapixel_jax.training.config import DiffusionTraining, TrainConfig
 
@@ -26,6 +26,8 @@ Batch = Mapping[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
 DROPOUT = 1000
 """Stream of a sample's random numbers in every task."""
+WITHOUT = {"clip_vision": "--data.image-vector-probability 0"}
+"""Options with which training does without a network."""
 SCANNABLE = ("stage_c", "stage_b")
 """Networks whose blocks can be stacked."""
 
@@ -48,6 +50,8 @@ class Task:
     """Base of all tasks."""
 
     config: TrainConfig
+    training: bool = True
+    """False: without dropout, and with the running statistics of batch norm, as `evaluating` gives it."""
 
     needs_images: ClassVar[bool] = True
     """Whether it needs pixels, so that cached latents do not do."""
@@ -72,6 +76,10 @@ class Task:
         """How noise is drawn, if it is."""
         return getattr(self.config.task, "diffusion", None)
 
+    def evaluating(self) -> Task:
+        """The task whose loss is that of the finished networks: what validation takes."""
+        return dataclasses.replace(self, training=False)
+
     def check(self) -> None:
         """Refuse data that the task cannot use.
 
@@ -80,8 +88,8 @@ class Task:
         """
         if self.needs_images and self.config.data.cached:
             raise UserError(
-                f"training {', '.join(self.trained)} needs images, and --data.cached is set: give the data "
-                "that `python -m ultrapixel_jax.data.build` wrote"
+                f"training {', '.join(self.trained)} needs images, and --data.cached is set: give "
+                "--data.no-cached and the data that `python -m ultrapixel_jax.data.build` wrote"
             )
 
     def flops(self, shapes: Shapes) -> int:
@@ -120,17 +128,17 @@ class Task:
 
 def keys_of(batch: Batch, stream: int) -> Array:
     """A key per sample, another for each `stream`; neither mesh nor accumulation enters."""
-    return jax.vmap(lambda k: jax.random.fold_in(jax.random.wrap_key_data(k), stream))(batch["key"])
+    return jax.vmap(lambda k: jax.random.fold_in(random_keys.of_data(k), stream))(batch["key"])
 
 
 def uniform(keys: Array) -> Float[Array, " b"]:
     """A number in [0, 1) per key."""
-    return jax.vmap(jax.random.uniform)(keys)
+    return jax.vmap(lambda k: jax.random.uniform(k, dtype=jnp.float32))(keys)
 
 
 def normal(keys: Array, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
     """Standard normal noise of `shape` per key."""
-    return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+    return jax.vmap(lambda k: jax.random.normal(k, shape, jnp.float32))(keys)
 
 
 def dropout_keys(batch: Batch, *, dropping: bool) -> Array | None:

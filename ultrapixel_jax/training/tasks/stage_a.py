@@ -67,7 +67,7 @@ class TrainStageA(Task):
         use = uniform(keys_of(batch, QUANTIZE)) < task.quantize_probability
 
         def reconstruct(module: StageA, image: Array) -> tuple[Array, Array]:
-            latent = module.encode(image, train=True)
+            latent = module.encode(image, train=self.training)
             quantized, _, quantizer = module.quantize(latent)
             straight = latent + jax.lax.stop_gradient(quantized - latent)
             return module.decode(jnp.where(use[:, None, None, None], straight, latent)), quantizer
@@ -92,7 +92,7 @@ def random_crop(image: Float[Array, "b h w 3"], side: int, batch: Batch) -> Floa
     keys = keys_of(batch, PLACE)
 
     def one(key: Array, image: Array) -> Array:
-        place = jax.random.uniform(key, (2,))
+        place = jax.random.uniform(key, (2,), jnp.float32)
         limits = jnp.asarray([height - side + 1, width - side + 1])
         y, x = jnp.floor(place * limits).astype(jnp.int32)
         return jax.lax.dynamic_slice(image, (y, x, 0), (side, side, 3))

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt32
 from ultrapixel_jax import flops
 from ultrapixel_jax.diffusion import loss as objective
 from ultrapixel_jax.diffusion import schedule
+from ultrapixel_jax.models import random_keys
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.models.resize import resize_bilinear
@@ -39,6 +40,8 @@ T, NOISE, DROP, SCALE, PYRAMID = range(5)
 """Streams of a sample's random numbers; the pyramid takes one per level from the last on."""
 DRAW = 1 << 16
 """First number of the keys of a sample's noised copies."""
+ENCODED = 0.75
+"""Scale at which stage C's latent has a picture: the encoder's 32 pixels of each position's 42.67."""
 PYRAMID_DECAY = 0.75
 """Weight of level i of the pyramid is this to the power i."""
 
@@ -111,7 +114,7 @@ class TrainStageB(Task):
         )
         predicted: Any = model.apply(
             variables["stage_b"], x, schedule.noise_level(logsnr, jnp), conditioning,
-            dropout_keys=dropout_keys(batch, dropping=task.dropout),
+            dropout_keys=dropout_keys(batch, dropping=self.training and task.dropout),
         )  # fmt: skip
         updated = {"effnet_encoder": changed} if task.train_encoder else {}
         return Losses(objective.epsilon_loss(predicted, epsilon), logsnr, updated)
@@ -123,7 +126,7 @@ class TrainStageB(Task):
         task = self.config.task
         assert isinstance(task, StageBTask)
         encoder = EffnetEncoder(self.config.model.effnet_encoder)
-        train = task.train_encoder
+        train = self.training and task.train_encoder
 
         def at_scale(scale: float, image: Array) -> tuple[Array, Any]:
             b, h, w, c = image.shape
@@ -134,7 +137,10 @@ class TrainStageB(Task):
             return resize_bilinear(z.astype(jnp.float32), inner), changed
 
         # One branch per scale, since each has shapes of its own; the results have one.
-        branches = [functools.partial(at_scale, scale) for scale in task.condition_scales]
+        scales = task.condition_scales
+        if not self.training:
+            scales = (min(scales, key=lambda scale: abs(scale - ENCODED)),)
+        branches = [functools.partial(at_scale, scale) for scale in scales]
         which = jnp.floor(uniform(keys_of(batch, SCALE))[0] * len(branches)).astype(jnp.int32)
         return jax.lax.switch(which, branches, image)
 
@@ -143,7 +149,7 @@ def keys_of_draws(batch: Batch, draws: int) -> UInt32[Array, "b 2"]:
     """Keys of `draws` noised copies of each sample, those of one sample side by side."""
     number = DRAW + jnp.arange(draws)
     copies = jax.vmap(lambda key: jax.vmap(lambda i: jax.random.fold_in(key, i))(number))
-    return jax.random.key_data(copies(jax.random.wrap_key_data(batch["key"])).reshape(-1))
+    return jax.random.key_data(copies(random_keys.of_data(batch["key"])).reshape(-1))
 
 
 def pyramid_noise(batch: Batch, shape: tuple[int, ...], levels: tuple[int, int]) -> Float[Array, "b h w c"]:

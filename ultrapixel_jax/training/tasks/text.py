@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ultrapixel_jax import flops
+from ultrapixel_jax.models import random_keys
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.training.tasks import encode
 from ultrapixel_jax.training.tasks.base import Batch, Losses, Shapes, Task, Variables, batch_size
@@ -72,5 +73,5 @@ def project(latent: Float[Array, "b h w c"], channels: int) -> Float[Array, "b p
     The numbers are drawn in the program: as a constant they would be 47 MB of it, for each size of latents.
     """
     flat = latent.reshape(latent.shape[0], -1)
-    matrix = jax.random.normal(jax.random.key(SEED), (flat.shape[1], channels), jnp.float32)
-    return flat @ matrix / np.sqrt(flat.shape[1])
+    matrix = jax.random.normal(random_keys.of_seed(SEED), (flat.shape[1], channels), jnp.float32)
+    return flat @ matrix / np.float32(np.sqrt(flat.shape[1]))

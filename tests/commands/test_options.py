@@ -1,16 +1,12 @@
-"""Command lines: what is refused, in which words, and how a command ends."""
+"""Options of command lines: what is refused, and in which words."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from ultrapixel_jax import commands
 from ultrapixel_jax.commands import DTYPE, MESH, OTHERS, Parser, number, one_of, whole
 from ultrapixel_jax.config import load_config
 from ultrapixel_jax.errors import UserError, nearest
@@ -18,7 +14,7 @@ from ultrapixel_jax.sampling import options as sampling
 from ultrapixel_jax.training import options as training
 from ultrapixel_jax.training.config import TrainConfig
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -101,45 +97,3 @@ def test_names_of_other_programs_lead_to_options_that_there_are() -> None:
 def test_fields_of_training_are_refused_in_the_same_words(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         training.parse(["configs/train/tiny.py", *arguments])
-
-
-def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(error: BaseException) -> None:
-        raise error
-
-    assert commands.run(lambda: None, interrupted="") == 0
-    assert commands.run(lambda: 7, interrupted="") == 7
-    assert commands.run(lambda: fail(UserError("two\nlines")), interrupted="") == 2
-    assert commands.run(lambda: fail(KeyboardInterrupt()), interrupted="go on") == 130
-    assert capsys.readouterr().err == "error: two lines\ninterrupted: go on\n"
-    with pytest.raises(BrokenPipeError):  # that of another pipe is no reader's doing
-        commands.run(lambda: fail(BrokenPipeError()), interrupted="")
-
-
-@pytest.mark.parametrize(
-    "command", [["sample.py"], ["train.py", "configs/train/tiny.py"], ["-m", "convert"]], ids=lambda c: c[-1]
-)
-def test_help_without_jax_into_a_closed_pipe(command: list[str]) -> None:
-    """As `--help | head`: quiet, and as quick as without jax."""
-    read, write = os.pipe()
-    os.close(read)
-    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
-    done = subprocess.run(
-        [sys.executable, *command, "--help"],
-        cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, env=environment, check=False,
-    )  # fmt: skip
-    os.close(write)
-    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
-    assert not said
-    assert done.returncode in (0, 141)  # argparse itself says nothing of a closed pipe
-    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert "argparse" in imported and not imported & {"jax", "flax"}
-
-
-def test_a_terminal_that_cannot_show_a_character() -> None:
-    code = "from ultrapixel_jax import commands; commands.run(lambda: print('a 猫 b'), interrupted='')"
-    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, env=environment, check=False, cwd=ROOT
-    )
-    assert (done.stdout.strip(), done.stderr, done.returncode) == (b"a ? b", b"", 0)

@@ -1,22 +1,16 @@
-"""Command lines: options that are read and refused in one way, and how a command ends.
-
-Imports no jax, so that ``--help`` and bad arguments answer at once.
-"""
+"""Options that are read and refused in one way."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import math
-import os
 import re
-import signal
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from ultrapixel_jax.config import DTYPES, MESH_AXES, check_dtype, parse_mesh
-from ultrapixel_jax.errors import UserError, nearest, one_line
+from ultrapixel_jax.errors import UserError, nearest
 
 Real = float | int
 OTHERS = {
@@ -190,38 +184,3 @@ def unknown_option(argument: str, known: Iterable[str], command: str) -> str:
     meant = next((f"--{ours}" for ours in theirs if f"--{ours}" in known), None) or nearest(name, known)
     hint = f"did you mean {meant!r}?" if meant else f"see {command} --help"
     return f"unknown option: {name!r:.80}; {hint}"
-
-
-def run(action: Callable[[], int | None], *, interrupted: str) -> int:
-    """Run a command: what it returns, 0 for None, 2 after printing a `UserError`, 130 when interrupted.
-
-    A terminal that cannot show a character gets another one. A reader that has gone, as of ``--help | head``,
-    ends the command quietly.
-    """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    try:
-        try:
-            return action() or 0
-        finally:
-            sys.stdout.flush()  # not at the interpreter's end, where a pipe that is closed would be told
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted: {interrupted}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        if not _stdout_is_closed():
-            raise
-        return 128 + signal.SIGPIPE
-
-
-def _stdout_is_closed() -> bool:
-    """Whether nobody reads stdout any more; if so, it leads nowhere from now on."""
-    try:
-        print(flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
