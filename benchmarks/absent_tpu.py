@@ -6,7 +6,7 @@
 
 The TPU's own compiler, which is in libtpu, compiles each program for the devices of the slice in the order
 that the project's mesh has. Printed are, for each chip, the memory, the collectives of one update or one
-sampling step, and what the compiler counts of operations. Weights, state and inputs are abstract.
+sampling step. Weights, state and inputs are abstract.
 A full-size step takes more than nine minutes of one core, and 5 GB.
 
 Names of slices are Google's: v5e-16 and v6e-16 are 16 chips (4x4), but v5p-8 is 4 chips (2x2x1): v5p's
@@ -39,7 +39,7 @@ GIB = 2**30
 COLUMNS = (
     ("program", "program"), ("size", "size"), ("batch", "batch"), ("mesh", "mesh"),
     ("arguments", "arguments"), ("temporaries", "temporaries"), ("code", "code"), ("peak", "peak"),
-    ("beside", "other networks"), ("total", "in all"), ("collectives", "collectives"), ("tflop", "TFLOP"),
+    ("beside", "other networks"), ("total", "in all"), ("collectives", "collectives"),
     ("compile_s", "compile, s"),
 )  # fmt: skip
 """Memory in GiB per chip."""
@@ -109,7 +109,6 @@ def measure(lower: Any, mesh: Any, save: Path | None) -> Row:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     if save is not None:
         save.write_text(text)
-    cost: Any = compiled.cost_analysis() or {}
     own = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     found = collectives(text)
     return {
@@ -119,7 +118,6 @@ def measure(lower: Any, mesh: Any, save: Path | None) -> Row:
         "peak": gib(own + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes),
         "collectives": describe(found),
         "largest": [vars(c) for c in sorted(found, key=lambda c: -c.times * c.received)[:12]],
-        "tflop": cost.get("flops", 0) / 1e12,
         "compile_s": seconds,
         "kernels": kernels,
     }  # fmt: skip

@@ -208,15 +208,32 @@ def _runs(computations: dict[str, list[Instruction]], entry: str) -> dict[str, i
     def visit(name: str, times: int) -> None:
         out[name] = out.get(name, 0) + times
         for at in computations[name]:
-            loop = 1
-            if at.opcode == "while" and (m := re.search(r'known_trip_count":\{"n":"(\d+)"', at.rest)):
-                loop = int(m[1])
+            loop = _turns(computations, at.rest) if at.opcode == "while" else 1
             for called in _called(at.rest):
                 if called in computations:
                     visit(called, times * loop)
 
     visit(entry, 1)
     return out
+
+
+def _turns(computations: dict[str, list[Instruction]], rest: str) -> int:
+    """How often a loop's body runs: as noted, or up to the constant that its counter is compared with.
+
+    1 where neither is known, as in a sampler's loop over steps. The TPU's compiler leaves no note; scans of jax
+    count from 0, by 1.
+    """
+    if m := re.search(r'known_trip_count":\{"n":"(\d+)"', rest):
+        return int(m[1])
+    m = re.search(r"condition=%?([\w.\-]+)", rest)
+    condition = computations.get(m[1], []) if m else []
+    constants = {at.name: at.rest for at in condition if at.opcode == "constant"}
+    if condition and condition[-1].opcode == "compare" and "direction=LT" in condition[-1].rest:
+        names = re.findall(r"%?([\w.\-]+)", condition[-1].rest.partition(")")[0])
+        for name in names:
+            if name in constants and (n := re.match(r"(\d+)\)", constants[name])):
+                return int(n[1])
+    return 1
 
 
 def _called(rest: str) -> list[str]:

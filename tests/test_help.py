@@ -28,11 +28,9 @@ for name in sys.argv[1:]:
 def commands() -> list[str]:
     """Scripts, and modules that can be run."""
     modules = [path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-    return ["sample.py", "train.py"] + sorted(
-        ".".join(path.with_suffix("").parts).removesuffix(".__main__")
-        for path in modules
-        if '\nif __name__ == "__main__":' in (ROOT / path).read_text(encoding="utf-8")
-    )
+    run = [p for p in modules if '\nif __name__ == "__main__":' in (ROOT / p).read_text(encoding="utf-8")]
+    names = [".".join(path.with_suffix("").parts).removesuffix(".__main__") for path in run]
+    return ["sample.py", "train.py", *sorted(names)]
 
 
 def test_every_command_helps_without_jax() -> None:

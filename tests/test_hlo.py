@@ -80,6 +80,29 @@ def test_loops_count_as_often_as_they_run() -> None:
     assert list(totals(list(found.values()))) == ["all-gather", "all-reduce", "collective-permute"]
 
 
+COUNTED = """\
+%condition (carry: (s32[], bf16[8,1024])) -> pred[] {
+  %blocks = s32[]{:T(128)} constant(23)
+  %carry = (s32[]{:T(128)}, bf16[8,1024]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%carry), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %blocks), direction=LT, metadata={op_name="cond/lt"}
+}
+"""
+
+
+@pytest.mark.parametrize("note, turns", [("", 23), ('{"known_trip_count":{"n":"5"}}', 5)])
+def test_loops_without_a_note_count_up_to_a_constant(note: str, turns: int) -> None:
+    before, _, after = LOOP.partition("%condition (carry")
+    text = before + COUNTED + after[after.index("\n\nENTRY") :]
+    text = text.replace(
+        '{"known_trip_count":{"n":"22"},"known_init_step":{"init":"0","step":"1"}}', note or "{}"
+    )
+    found = totals(collectives(text))
+    assert (found["all-gather"].count, found["collective-permute"].count) == (turns, turns)
+    unknown = text.replace("constant(23)", "parameter(1)")
+    assert note or totals(collectives(unknown))["all-gather"].count == 1
+
+
 def test_called_computations_and_tuples() -> None:
     assert totals(collectives(FUSED)) == {
         "all-reduce": Total(1, 2 * 7 * (10 * 4 + 6) // 8),

@@ -113,4 +113,3 @@ def _change(lora: Mapping[str, Any]) -> Array:
     """`(up @ down)/rank`, transposed to our (in, out)."""
     down, up = (jnp.asarray(lora[name], jnp.float32) for name in ("down", "up"))
     return jnp.matmul(up, down, precision="highest").T * np.float32(1 / down.shape[0])
-

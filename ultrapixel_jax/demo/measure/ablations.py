@@ -150,8 +150,8 @@ def run(argv: Sequence[str] | None) -> None:
     from ultrapixel_jax.checkpoints.weights import DEMO  # imports jax, which --help need not wait for
 
     todo = recipe(
-        o.latents, o.output, sources=o.sources or [DEMO], steps=o.steps, batch_size=o.batch_size, seeds=o.seeds,
-        count=o.count, sizes=o.sizes, dtype=o.dtype,
+        o.latents, o.output, sources=o.sources or [DEMO], steps=o.steps, batch_size=o.batch_size,
+        seeds=o.seeds, count=o.count, sizes=o.sizes, dtype=o.dtype,
     )  # fmt: skip
     follow(todo, only_list=o.list)
     if not o.list:
