@@ -220,8 +220,8 @@ def _runs(computations: dict[str, list[Instruction]], entry: str) -> dict[str, i
 def _turns(computations: dict[str, list[Instruction]], rest: str) -> int:
     """How often a loop's body runs: as noted, or up to the constant that its counter is compared with.
 
-    1 where neither is known, as in a sampler's loop over steps. The TPU's compiler leaves no note; scans of jax
-    count from 0, by 1.
+    1 where neither is known, as in a sampler's loop over steps. The TPU's compiler leaves no note; jax's
+    scans count from 0, by 1.
     """
     if m := re.search(r'known_trip_count":\{"n":"(\d+)"', rest):
         return int(m[1])
