@@ -1,7 +1,7 @@
 """Every test sees 8 virtual CPU devices; implicit rank promotion is an error.
 
 Most of the time goes into compiling. So all processes of a run share a cache of compiled programs, which is
-new for each run, and LLVM optimises less, which saves a quarter of the time; a level in XLA_FLAGS is kept
+new for each run, and LLVM does not optimise, which saves much of it; a level in XLA_FLAGS is kept
 (`XLA_FLAGS=--xla_backend_optimization_level=3` compiles as outside of tests).
 """
 
@@ -28,7 +28,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and child processes inher
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("TESTS_COMPILED", COMPILED.name)
     FLAGS = os.environ.get("XLA_FLAGS", "")
     if "--xla_backend_optimization_level" not in FLAGS:
-        os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_backend_optimization_level=1".strip()
+        os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_backend_optimization_level=0".strip()
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_num_cpu_devices", 8)
