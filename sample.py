@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import gc
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,9 @@ def run(options: Options) -> int:
     """Make what `options` ask for."""
     # ── Processes that share a mesh, on which all of them draw every picture: process 0 says and writes it. ─
     if options.distributed:
-        processes.join(options.coordinator, options.process_index, options.process_count)
+        processes.join(
+            options.coordinator, options.process_index, options.process_count, patience=options.patience
+        )
 
     # ── What to draw. All that can be wrong with it without a model is found before jax is imported. ───
     from ultrapixel_jax.config import DiffusionConfig, load_config
@@ -64,14 +67,17 @@ def run(options: Options) -> int:
     # ── Model ──────────────────────────────────────────────────────────────────────────────────────────
     from ultrapixel_jax import UltraPixel
     from ultrapixel_jax.compilation import cache as compilation_cache
+    from ultrapixel_jax.sampling.ultrapixel import NotUsed
 
     cache = None if options.no_cache else compilation_cache.use(options.cache_dir)
     if cache is None and not options.no_cache:
         note("no compilation cache: the user's cache directory cannot be written", kind="warning")
-    model = UltraPixel.load(
-        options.checkpoint, config=config, dtype=options.dtype, mesh=options.mesh, preview=options.preview,
-        ema=options.ema, cache=cache or False,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotUsed)  # `without_effect` says it
+        model = UltraPixel.load(
+            options.checkpoint, config=config, dtype=options.dtype, mesh=options.mesh,
+            preview=options.preview, ema=options.ema, cache=cache or False,
+        )  # fmt: skip
     batch_size = model.device_batch(options.batch_size or 1)
     drawn_with: dict[str, Any] = {
         "batch_size": batch_size, "tile": options.tile, "decode_memory": options.decode_memory,
@@ -88,6 +94,8 @@ def run(options: Options) -> int:
         say(options, "the list has no batch for this process")
         return 0
     notes(options, model, batch_size, {text for r in requests for text in (r.prompt, r.negative_prompt)})
+    for line in without_effect(options, model, entries, requests, cached=cache is not None):
+        note(line, kind="warning")
 
     # ── Pictures ───────────────────────────────────────────────────────────────────────────────────────
     if options.compile_only:
@@ -180,6 +188,28 @@ def notes(options: Options, model: UltraPixel, batch_size: int, texts: set[str])
         if cut := model.cascade.truncated(text):
             tokens = model.config.clip_text.positions
             note(f"prompt over {tokens} tokens, cut off is: {one_line(cut)!r}", kind="warning")
+
+
+def without_effect(
+    options: Options, model: UltraPixel, entries: list[Entry], requests: list[Request], *, cached: bool
+) -> list[str]:
+    """What was given, by the command line or the checkpoint, and changes no picture."""
+    from ultrapixel_jax.checkpoints.runs import is_run
+    from ultrapixel_jax.sampling import effects
+
+    situation = effects.Situation(
+        options.given,
+        entries,
+        requests,
+        preview=model.cascade.preview,
+        guided=model.config.guidance is not None,
+        compile_only=options.compile_only,
+        cached=cached,
+        listed=options.prompts_file is not None,
+        together=options.distributed,
+        run=options.checkpoint is not None and is_run(options.checkpoint),
+    )
+    return [*effects.without_effect(situation), *model.cascade.unused]
 
 
 def summary(options: Options, model: UltraPixel, cache: Path | None) -> None:

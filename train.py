@@ -10,23 +10,32 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ultrapixel_jax import commands, processes
-from ultrapixel_jax.training.options import parse
-
-if TYPE_CHECKING:
-    from ultrapixel_jax.training.config import TrainConfig
+from ultrapixel_jax.training import stopping
+from ultrapixel_jax.training.options import COMPILE, dry_run_of, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
-    stopped = "the same command continues from the last checkpoint"
-    return commands.run(lambda: processes.together(lambda: run(parse(argv))), interrupted=stopped)
+    """Run one command line; returns the exit code: 0 also when stopped by SIGTERM, 2 for bad input, 130 when
+    interrupted.
+    """
+    interrupted = "the same command continues from the last checkpoint"
+    with stopping.heard():
+        return commands.run(lambda: processes.together(lambda: run(argv)), interrupted=interrupted)
 
 
-def run(config: TrainConfig) -> int:
+def run(argv: Sequence[str] | None) -> int:
     """The loop is imported, and jax with it, when the configuration is known to be good."""
+    options, dry = dry_run_of(sys.argv[1:] if argv is None else argv)
+    config = parse(options)
+    if dry is not None:
+        from ultrapixel_jax.training.dry_run import dry_run
+
+        lines = dry_run(config, compiled=dry == COMPILE)
+        if processes.is_first():
+            print("\n".join(lines))
+        return 0
     from ultrapixel_jax.training.loop import train
 
     train(config)

@@ -33,6 +33,7 @@ STOREYS: tuple[Mapping[str, str], ...] = (
         "flops": "operations, counted",
         "report": "time and memory",
         "files": "full disks, fingerprints",
+        "meeting": "before jax connects",
         "processes": "joining and ending together",
         "target": "platforms, while tracing",
     },

@@ -22,6 +22,19 @@ from ultrapixel_jax.commands import DTYPE, whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import is_remote, place
 
+_CONVERSION, _GATHERING = "conversion", "gathering runs and checkpoints"
+ONLY = {
+    "compress": ((_CONVERSION, _GATHERING), "released files are never compressed"),
+    "config": ((_CONVERSION,), "checkpoints and runs have their own"),
+    "dtype": ((_CONVERSION, _GATHERING), "each tensor is written in its own"),
+    "mantissa_bits": ((_GATHERING,), "it rounds networks that are checkpoints or runs already"),
+    "tokenizer": (
+        (_CONVERSION,),
+        "it goes with the checkpoints and runs; name its directory among the sources",
+    ),
+}
+"""What each option is for, and why it has no effect on the rest."""
+
 
 def parser() -> commands.Parser:
     """The command line."""
@@ -53,14 +66,14 @@ def run(argv: Sequence[str] | None) -> None:
     if is_remote(output):
         raise UserError(f"output {output} is in a bucket; write to a local directory and copy that")
     gathers = not options.export and any(is_run(path) or (path / MANIFEST).is_file() for path in sources)
-    if options.mantissa_bits is not None and not gathers:
-        raise UserError("--mantissa-bits is for gathering runs and checkpoints; convert first")
+    what = "export" if options.export else "gathering runs and checkpoints" if gathers else "conversion"
+    for name, (of, why) in ONLY.items():
+        if vars(options)[name] and what not in of:
+            raise UserError(f"--{name.replace('_', '-')} has no effect on {what}: {why}; leave it out")
 
     if options.export:
         from convert.export import export_checkpoint
 
-        if options.compress:
-            raise UserError("--compress is for checkpoints; released files are never compressed")
         if len(sources) != 1:
             raise UserError("--export takes one checkpoint or run and the output directory")
         export_checkpoint(sources[0], output, options.component)

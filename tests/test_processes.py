@@ -67,7 +67,10 @@ def test_one_that_is_alone_says_so_and_ends(index: int) -> None:
     assert process.returncode == 2
     first, last = text.splitlines()
     if index:
-        assert first == f"process 1 waits for process 0 at {where} and for the others, 6 s at most"
+        who, why = f"process 1 waits for process 0 at {where} and for the others", "nothing listens there"
+        assert first == f"{who}, 6 s at most: {why}"
+        assert last == f"error: {who}; not all came in 6 s ({why}): start all of them"
     else:
-        assert first == f"process 0 waits at {where} for the others, 6 s at most"
-    assert last == f"error: {first.removesuffix(', 6 s at most')}; not all came in 6 s: start all of them"
+        who = f"process 0 waits at {where} for process 1"
+        assert first == f"{who}, 6 s at most"
+        assert last == f"error: {who}; not all came in 6 s: start all of them"

@@ -22,11 +22,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ultrapixel_jax import meeting
 from ultrapixel_jax.commands import surroundings
 from ultrapixel_jax.errors import UserError, one_line
 
-SOON = 3.0
-"""Seconds after which a process says that it waits for the others."""
 LOOK = 1.0
 """Seconds between two looks for a process that ended."""
 GRACE = 15.0
@@ -57,10 +56,13 @@ def join(
         patience: seconds to wait for the others; then this process ends with exit code 2.
 
     Raises:
-        UserError: nothing was detected, or the others cannot be reached.
+        UserError: nothing was detected, the others did not come or cannot be reached, or they and this one
+            were told different things.
     """
-    import jax
+    import jax  # before the others are told that this one is there
 
+    if coordinator:
+        meeting.meet(coordinator, index, number, patience)
     joined = threading.Event()
     # When the time is up jax would abort in C++: this thread comes before it.
     threading.Thread(target=_wait, args=(joined, patience), daemon=True).start()
@@ -219,7 +221,7 @@ class _LastWord:
 
 def _wait(joined: threading.Event, patience: float) -> None:
     """Say for whom this process waits, and end it when the time is up."""
-    if joined.wait(min(SOON, patience)):
+    if joined.wait(min(meeting.SOON, patience)):
         return
     state = _state()
     address = state.coordinator_address
@@ -230,7 +232,7 @@ def _wait(joined: threading.Event, patience: float) -> None:
     else:
         who = f"process 0 waits at {address} for the others"
     print(f"{who}, {patience:.0f} s at most", file=sys.stderr, flush=True)
-    if not joined.wait(patience - min(SOON, patience)):
+    if not joined.wait(patience - min(meeting.SOON, patience)):
         line = f"error: {who}; not all came in {patience:.0f} s: start all of them"
         print(line, file=sys.stderr, flush=True)
         os._exit(2)

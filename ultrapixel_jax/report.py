@@ -65,6 +65,13 @@ def peak_bytes() -> int | None:
     return None
 
 
+def device_memory() -> tuple[int, int] | None:
+    """Bytes in use on the fullest local accelerator, and how many it has; None where devices do not tell."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    known = [(s["bytes_in_use"], s["bytes_limit"]) for s in stats if s.get("bytes_limit")]
+    return max(known, key=lambda pair: pair[0] / pair[1]) if known else None
+
+
 def _reset_peak() -> None:
     """Forget the process's peak, where the system can (Linux); accelerators keep theirs."""
     with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask, Opti
 config = dataclasses.replace(
     stage_c,
     task=GuidanceTask(DiffusionTraining("stable_diffusion", shift=2.0, adaptive_buckets=32)),
-    data=dataclasses.replace(stage_c.data, batch_size=2),
+    data=dataclasses.replace(stage_c.data, areas=(288, 576, 1152), batch_size=2),
     steps=16_000,
     optimizer=OptimizerConfig(
         algorithm="muon", learning_rate=3e-3, warmup_steps=30, schedule="cosine", ema_decay=0.999

@@ -19,7 +19,7 @@ from ultrapixel_jax.training.config import (
 config = TrainConfig(
     task=PreviewerTask(train_encoder=True, latent_noise=0.3, outlier_weight=0.1),
     model=demo,
-    data=DataConfig(areas=(288,), ratios=("1/1",), batch_size=64, lr_side=2, image_vector_probability=0.0),
+    data=DataConfig(areas=(288,), ratios=("1/1",), batch_size=64, lr_latent=2, image_vector_probability=0.0),
     steps=2750,
     dtype="float32",
     scanned=False,

@@ -13,7 +13,7 @@ from ultrapixel_jax.training.config import (
 config = TrainConfig(
     task=StageATask(crop=64, quantize_probability=0.25, quantizer_weight=0.1),
     model=demo,
-    data=DataConfig(areas=(256,), ratios=("1/1",), batch_size=16, lr_side=2, image_vector_probability=0.0),
+    data=DataConfig(areas=(256,), ratios=("1/1",), batch_size=16, lr_latent=2, image_vector_probability=0.0),
     steps=3000,
     dtype="float32",
     scanned=False,

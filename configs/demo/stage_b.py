@@ -25,7 +25,7 @@ config = TrainConfig(
         dropout=False,
     ),
     model=demo,
-    data=DataConfig(areas=(256,), ratios=("1/1",), batch_size=32, lr_side=2, image_vector_probability=0.0),
+    data=DataConfig(areas=(256,), ratios=("1/1",), batch_size=32, lr_latent=2, image_vector_probability=0.0),
     steps=2500,
     scanned=False,
     optimizer=OptimizerConfig(

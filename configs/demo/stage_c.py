@@ -18,7 +18,13 @@ config = TrainConfig(
     task=StageCTask(diffusion=DiffusionTraining("stable_diffusion", adaptive_buckets=32), dropout=False),
     model=demo,
     data=DataConfig(
-        cached=True, cached_text=False, batch_size=32, image_vector_probability=0.0, caption_dropout=0.1
+        cached=True,
+        cached_text=False,
+        areas=(288,),
+        ratios=("1/1",),
+        batch_size=32,
+        image_vector_probability=0.0,
+        caption_dropout=0.1,
     ),
     steps=9000,
     scanned=False,

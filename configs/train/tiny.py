@@ -5,6 +5,8 @@
 Seconds per hundred steps on a CPU; what it learns is of no use.
 """
 
+import dataclasses
+
 from configs.tiny import config as tiny
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.training.config import (
@@ -15,10 +17,11 @@ from ultrapixel_jax.training.config import (
     TrainConfig,
 )
 
+assert tiny.guidance is not None
 config = TrainConfig(
     task=GuidanceTask(),
-    model=tiny,
-    data=DataConfig(areas=(128,), ratios=("1/1",), batch_size=4, lr_side=2, image_vector_probability=0.0),
+    model=dataclasses.replace(tiny, guidance=dataclasses.replace(tiny.guidance, lr_side=8)),
+    data=DataConfig(areas=(256,), ratios=("1/1",), batch_size=4, image_vector_probability=0.0),
     random_frozen=True,
     steps=100,
     dtype="float32",

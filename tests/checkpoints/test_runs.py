@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from safetensors import safe_open
 
 import convert.__main__ as convert
+import sample
 from configs.tiny import config as tiny
 from tests.training.steps import config_of, with_
 from ultrapixel_jax.checkpoints.checksum import checksum
@@ -34,22 +38,27 @@ from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.tasks import make_task
 
 
-def make_run(directory: Path, task: Any, **changes: Any) -> tuple[Path, dict[str, Any]]:
-    """A run with a checkpoint, in which average and parameters differ; its average, unstacked."""
+def make_run(
+    directory: Path, task: Any, *, steps: Sequence[int] = (3,), **changes: Any
+) -> tuple[Path, dict[str, Any]]:
+    """A run with checkpoints, in which average and parameters differ; the last one's average, unstacked."""
     config = with_(config_of(task), output=str(directory), **changes)
     config = with_(config, optimizer=OptimizerConfig(ema_decay=0.9))
     trainer = make_task(config)
     state = jax.jit(states.creator(trainer, make_optimizer(config.optimizer, 10)))({})
     random = np.random.default_rng(0)
-    state = state._replace(
-        step=np.int32(3),
-        params=jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), state.params),
-        ema=jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), state.ema),
-    )
     checkpoints = RunCheckpoints(config.output, config.checkpoints)
     checkpoints.describe(config)
     with checkpoints:
-        checkpoints.save(jax.tree.map(jax.numpy.asarray, state), {"step": 3})
+        for step in steps:
+            state = state._replace(
+                step=np.int32(step),
+                params=jax.tree.map(
+                    lambda x: random.standard_normal(x.shape).astype(np.float32), state.params
+                ),
+                ema=jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), state.ema),
+            )
+            checkpoints.save(jax.tree.map(jax.numpy.asarray, state), {"step": step}, wait=True)
     return directory, state.ema
 
 
@@ -69,6 +78,44 @@ def test_export_goes_to_the_released_layout_and_back(guidance, tmp_path: Path) -
     arguments = [str(file), str(tmp_path / "back"), "--config", "configs/tiny.py"]
     assert convert.main(arguments) == 0
     equal(restore(tmp_path / "back", "guidance")["params"], ema["guidance"])
+
+
+def test_one_of_several_checkpoints(tmp_path: Path, capsys) -> None:
+    """RUN@STEP wherever a run is a source; another step is refused with those that there are."""
+    run, newest = make_run(tmp_path / "run", TextTask(), steps=(3, 7))
+    found = {
+        step: RunWeights.open(f"{run}{step}").restore("clip_text")["params"] for step in ("", "@3", "@7")
+    }
+    equal(found["@7"], newest["clip_text"])
+    equal(found[""], newest["clip_text"])
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (found["@3"], found["@7"]))))
+    for source in (f"{run}@3", epath.Path(f"{run}@3")):
+        equal(Sources([source]).load("clip_text", tiny.clip_text)["params"], found["@3"])
+    assert len({Sources([f"{run}{at}"]).identity for at in ("@3", "@7")}) == 2
+    assert Sources([f"{run}@7"]).identity == Sources([run]).identity
+
+    for options, output in ((["--export"], "released"), ([], "gathered")):
+        assert convert.main([*options, f"{run}@3", str(tmp_path / output)]) == 0
+    equal(restore(tmp_path / "gathered", "clip_text")["params"], found["@3"])
+    with safe_open(tmp_path / "released" / "clip_text.safetensors", "numpy") as file:
+        exported = file.get_tensor("text_model.embeddings.position_embedding.weight")
+    assert any(np.array_equal(exported, x) for x in jax.tree.leaves(found["@3"]))
+
+    with pytest.raises(UserError, match=r"run .*/run has no checkpoint of step 5; it has those of 3, 7"):
+        Sources([f"{run}@5"])
+    capsys.readouterr()
+    assert convert.main(["--export", f"{run}@5", str(tmp_path / "none")]) == 2
+    assert sample.main(["--checkpoint", f"{run}@5", "--prompt", "x", "--output", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("no checkpoint of step 5; it has those of 3, 7") == 2
+    with pytest.raises(
+        UserError, match=r"caching needs clip_vision, .*; or do without: --without clip_vision$"
+    ):
+        Sources([run]).require(["clip_vision"], "caching", {"clip_vision": "--without clip_vision"})
+    for name in ("run@here", "other@3"):
+        with pytest.raises(UserError, match=f"{name} does not exist"):
+            Sources([tmp_path / name])
+    shutil.copytree(run, tmp_path / "run@3")  # a directory of that name is meant as it is
+    equal(RunWeights.open(tmp_path / "run@3").restore("clip_text")["params"], newest["clip_text"])
 
 
 def test_export_names_what_a_run_trains(guidance, tmp_path: Path, capsys) -> None:

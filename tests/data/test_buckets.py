@@ -101,7 +101,7 @@ def test_bilinear_is_antialiased() -> None:
     [
         {"areas": ()}, {"areas": (16,)}, {"areas": (64, 64)}, {"ratios": ("16:9",)}, {"ratios": ()},
         {"ratios": ("0/1",)}, {"batch_size": 0}, {"seed": -1}, {"workers": -1}, {"caption_dropout": 1.5},
-        {"image_vector_probability": float("nan")}, {"lr_side": 0},
+        {"image_vector_probability": float("nan")}, {"lr_latent": -1},
         {"clip_image_size": -1},
     ],
 )  # fmt: skip

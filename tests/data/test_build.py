@@ -168,7 +168,7 @@ def test_bad_arguments_and_outputs(records: Path, tmp_path: Path, capsys) -> Non
     ):
         assert command.main(arguments) == 2
         assert words in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"set data\.cached"):
+    with pytest.raises(UserError, match=r"training takes it with --data\.(no-)?cached"):
         open_dataset(records, CachedLatents)
 
 

@@ -72,7 +72,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(records: Path, checkpoint: Path, output: Path, *more: str) -> list[str]:
     return [
         str(records), str(checkpoint), str(output), "--areas", *map(str, AREAS), "--ratios", *RATIOS,
-        "--lr-side", "2", "--batch-size", "8", "--shard-images", "12", "--quiet", *more,
+        "--lr-latent", "2", "--batch-size", "8", "--shard-images", "12", "--quiet", *more,
     ]  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def close(got: np.ndarray, expected: Any) -> None:
 
 def test_latents_and_states_equal_direct_encoding(records: Path, checkpoint: Path, cached: Path) -> None:
     direct = DataConfig(
-        path=str(records), areas=AREAS, ratios=RATIOS, batch_size=1, lr_side=2, caption_dropout=0.0,
+        path=str(records), areas=AREAS, ratios=RATIOS, batch_size=1, lr_latent=2, caption_dropout=0.0,
         image_vector_probability=1.0, clip_image_size=28,
     )  # fmt: skip
     images = by_id(read(direct, 26))  # the first epoch
@@ -223,10 +223,10 @@ def test_bad_arguments(records: Path, cached: Path, checkpoint: Path, tmp_path: 
         (arguments(records, tmp_path / "none", tmp_path / "a"), "does not exist"),
         (arguments(records, checkpoint, tmp_path / "a", "--ratios", "16:9"), "16:9"),
         (arguments(cached, checkpoint, tmp_path / "a"), "holds cached_latents"),
-        (arguments(records, checkpoint, cached, "--lr-side", "3"), "another dataset"),
+        (arguments(records, checkpoint, cached, "--lr-latent", "3"), "another dataset"),
         (arguments(records, checkpoint, tmp_path / "a", "--dtype", "float16"), "float16"),
     ):
         assert command.main(values) == 2
         assert words in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"set data\.cached"):
+    with pytest.raises(UserError, match=r"training takes it with --data\.cached"):
         Loader(DataConfig(path=str(cached)))

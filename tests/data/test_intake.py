@@ -367,7 +367,7 @@ def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, capsys, monkeypatch
 
 
 def config(path: Path | str, **more: Any) -> DataConfig:
-    return DataConfig(path=str(path), areas=(64,), ratios=("1/1",), batch_size=2, lr_side=1, **more)
+    return DataConfig(path=str(path), areas=(64,), ratios=("1/1",), batch_size=2, lr_latent=1, **more)
 
 
 @pytest.mark.parametrize("change", ["caption", "picture", "reason"])

@@ -24,7 +24,7 @@ Batch = dict[str, Any]
 
 
 def config(path: Path, **changes: Any) -> DataConfig:
-    base = DataConfig(path=str(path), areas=AREAS, ratios=RATIOS, batch_size=4, lr_side=2)
+    base = DataConfig(path=str(path), areas=AREAS, ratios=RATIOS, batch_size=4, lr_latent=2)
     return dataclasses.replace(base, **changes)
 
 
@@ -165,5 +165,5 @@ def test_damaged_or_missing_datasets_are_one_line(records: Path, tmp_path: Path)
         (copy / name).write_bytes(b"damaged")
         with pytest.raises(UserError, match="damaged"):
             Loader(config(copy))
-    with pytest.raises(UserError, match=r"not cached_latents; set data\.cached"):
+    with pytest.raises(UserError, match=r"not cached_latents; training takes it with --data\.no-cached"):
         Loader(config(records, cached=True))

@@ -32,7 +32,7 @@ def test_source_records_and_reading_in_a_bucket(kind: str, buckets: Path, tmp_pa
     arguments = ["--shard-images", "3", "--workers", "0", "--quiet"]
     assert command.main([remote, f"gs://{kind}/out", *arguments]) == 0
     assert command.main([str(source), str(tmp_path / "out"), *arguments]) == 0
-    config = {"areas": AREAS, "ratios": RATIOS, "batch_size": 2, "lr_side": 1}
+    config = {"areas": AREAS, "ratios": RATIOS, "batch_size": 2, "lr_latent": 1}
     cache = str(tmp_path / "cache")
     for _ in range(2):  # the second time from the copy
         with (
@@ -52,7 +52,7 @@ def test_a_rebuilt_dataset_is_read_anew(
     source = WRITERS["folder"](buckets / "again" / "source", 4)
     arguments = ["gs://again/source", "gs://again/out", "--workers", "0", "--quiet"]
     config = DataConfig(path="gs://again/out", cache_dir=str(tmp_path), areas=AREAS, ratios=RATIOS,
-                        batch_size=4, lr_side=1, caption_dropout=0.0)  # fmt: skip
+                        batch_size=4, lr_latent=1, caption_dropout=0.0)  # fmt: skip
     assert command.main(arguments) == 0
     sizes = {p.name: p.stat().st_size for p in (buckets / "again" / "out").iterdir()}
 

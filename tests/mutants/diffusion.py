@@ -78,8 +78,8 @@ MUTANTS = (
     Mutant(
         "every step's noise the same",
         SAMPLER,
-        "wrap_key_data(key), index)",
-        "wrap_key_data(key), 1)",
+        "of_data(key), index)",
+        "of_data(key), 1)",
         (TEST_SAMPLER,),
     ),
     Mutant(

@@ -26,8 +26,8 @@ MUTANTS = (
     Mutant(
         "every step draws the same",
         STEP,
-        "wrap_key_data(state.key), state.step)",
-        "wrap_key_data(state.key), 0)",
+        "of_data(state.key), state.step)",
+        "of_data(state.key), 0)",
         (TEST_STEP,),
     ),
     Mutant(
@@ -97,8 +97,8 @@ MUTANTS = (
     Mutant(
         "bands keep one sample",
         STEP,
-        "zeros.at[band].add(losses)",
-        "zeros.at[band].set(losses)",
+        "zeros.at[band].add(weights * losses)",
+        "zeros.at[band].set(weights * losses)",
         (TEST_STEP,),
     ),
     Mutant("band at its edge", STEP, 'logsnr, side="right")', 'logsnr, side="left")', (TEST_STEP,)),
@@ -376,10 +376,38 @@ MUTANTS = (
         (f"{TEST_LOSSES}::test_stage_a_passes_gradients_straight_through_its_codebook",),
     ),
     Mutant(
+        "held-out examples are trained on",
+        "data/loader.py",
+        "among = ~chosen(self._keys, held_out)",
+        "among = chosen(self._keys, 0.5) | ~chosen(self._keys, 0.5)",
+        ("tests/training/test_validation.py::test_held_out_examples_are_never_trained_on",),
+    ),
+    Mutant(
+        "validation of the parameters",
+        "training/validation.py",
+        "params = state.ema or state.params",
+        "params = state.params",
+        ("tests/training/test_validation.py::test_it_is_the_mean_over_single_examples",),
+    ),
+    Mutant(
+        "validation counts what fills a batch",
+        "data/loader.py",
+        "counts = row.epoch == 0 and not",
+        "counts = not",
+        ("tests/training/test_validation.py::test_it_is_the_mean_over_single_examples",),
+    ),
+    Mutant(
+        "validation with dropout",
+        "training/tasks/base.py",
+        "dataclasses.replace(self, training=False)",
+        "dataclasses.replace(self, training=True)",
+        ("tests/training/test_validation.py::test_it_is_the_mean_over_single_examples",),
+    ),
+    Mutant(
         "missing captions",
         "data/loader.py",
-        "drop < self._config.caption_dropout",
-        "drop > self._config.caption_dropout",
+        "drop < self.config.caption_dropout",
+        "drop > self.config.caption_dropout",
         ("tests/data/test_loader.py",),
     ),
 )

@@ -60,7 +60,7 @@ def test_artefact_at_three_sizes(artefact, variables, pixels):
 
     low, high = artefact.call(
         variables["stage_c"], variables["guidance"], prompts, keys,
-        *(jnp.zeros(shape) for shape in shapes), scale, table, jnp.int32(STEPS), capture,
+        *(jnp.zeros(shape, jnp.float32) for shape in shapes), scale, table, jnp.int32(STEPS), capture,
     )  # fmt: skip
 
     model = StageCModel(StageC(c), variables["stage_c"], Guidance(config.guidance), variables["guidance"])

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import sample
+from tests.commands.test_ending import STREAMS
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling import pictures, ultrapixel
@@ -31,6 +32,7 @@ class FakeCascade(Cascade):
 
     calls: list = []  # noqa: RUF012
     weights = "weights-1"
+    unused = ()
     executables: Path | None = None
     fail: BaseException | None = None
 
@@ -277,6 +279,21 @@ def test_the_compilation_cache_is_where_it_says(fake, tmp_path, monkeypatch, cap
     assert FakeCascade.executables is None
     (tmp_path / "file").touch()
     assert sample.main([*arguments, "--cache-dir", str(tmp_path / "file")]) == 2
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_pictures_are_saved_whatever_the_terminal_does(name, fake, tmp_path, monkeypatch):
+    make, code, _ = STREAMS[name]
+    for lost in ("stdout", "stderr"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, lost, stream := make())
+            prompts = ["--prompt", "猫 🐈", "--prompt", "two", "--negative-prompt", lost]
+            fake(*prompts, code=code if lost == "stdout" else 0)
+        if stream is not None:
+            stream.close()
+    first = ["00000-猫-0.png", "00000-猫-0-1.png"]
+    assert {*first} <= {*listing(tmp_path)}
+    assert name == "pipe" or len(listing(tmp_path)) == 4  # without a reader it ends, after what was drawn
 
 
 class Terminal:

@@ -72,6 +72,9 @@ def test_presets(refusal: Refusal, latents: Path, tmp_path: Path) -> None:
     ):
         (tmp_path / "preset.py").write_text(text)
         assert words in refusal(tmp_path / "preset.py", *rest)
+    (tmp_path / "config.json").write_text('{"steps": null}')
+    line = refusal(tmp_path / "config.json", *rest)
+    assert "is JSON, and has to be a Python file that defines `config = TrainConfig(...)`" in line
     assert "--output is missing" in refusal(STAGE_C, "--data.path", latents)
     assert "--data.path is missing" in refusal(STAGE_C, "--output", tmp_path / "run")
 
@@ -89,7 +92,9 @@ def test_data(refusal: Refusal, latents: Path, tmp_path: Path) -> None:
     assert str(file) in with_data(file)
     assert "holds cached_latents, not captioned_images" in with_data(latents, "--data.no-cached")
     images = write_images(tmp_path)
-    assert "holds captioned_images, not cached_latents; set data.cached" in with_data(images)
+    assert "holds captioned_images, not cached_latents; training takes it with --data.no-cached" in with_data(
+        images
+    )
     assert not (tmp_path / "run").exists()
 
     cut = write_latents(tmp_path / "cut")

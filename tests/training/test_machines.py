@@ -16,7 +16,7 @@ import pytest
 
 from tests.training.tiny_run import Launcher, Started, assert_close, logged, saved
 
-STEPS = ("--steps", "16", "--checkpoints.every", "4")
+STEPS = ("--steps", "16", "--checkpoints.every", "4", "--validation.share", "0.2", "--validation.every", "16")
 FSDP, TENSOR = ("--mesh.fsdp", "2"), ("--mesh.tensor", "2")
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 import sample
 from tests.conftest import ROOT
 from ultrapixel_jax.data import build
+from ultrapixel_jax.data.sheet import GAP, LINE
 
 PRESET = Path(__file__).parent / "presets" / "overfit.py"
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "pink", "grey")
@@ -44,10 +45,18 @@ def test_loss_falls_more_than_tenfold(run: Path) -> None:
 
 
 def test_pictures_are_made_while_training(run: Path) -> None:
+    """From before the first step on, one for each prompt, at the size asked for, with the prompt below."""
     sheets = {path.name: np.asarray(Image.open(path)) for path in (run / "samples").iterdir()}
-    assert list(sheets) == ["step-0000150.png"]
-    above, below = np.split(sheets["step-0000150.png"], 2)  # one picture for each prompt
-    assert above.shape == below.shape == (256, 256, 3) and (above != below).any()
+    assert sorted(sheets) == ["step-0000000.png", "step-0000150.png"]
+    first, last = (sheets[name] for name in sorted(sheets))
+    shown = [(GAP, GAP + 256), (GAP + 256 + LINE + GAP, GAP + 256 + LINE + GAP + 256)]
+    for top, bottom in shown:
+        picture = last[top:bottom, GAP : GAP + 256]
+        assert picture.shape == (256, 256, 3) and (picture != first[top:bottom, GAP : GAP + 256]).any()
+        label = last[bottom : bottom + LINE, GAP : GAP + 256]
+        assert (label == first[bottom : bottom + LINE, GAP : GAP + 256]).all()
+        assert 0.01 < (label < 128).mean() < 0.3, "letters"
+    assert last.shape == (shown[1][1] + LINE + GAP, 256 + 2 * GAP, 3)
 
 
 def test_command_line_samples_from_the_run(run: Path, tmp_path: Path) -> None:

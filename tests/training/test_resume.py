@@ -65,6 +65,13 @@ def test_the_log_of_a_run(whole: Path) -> None:
 def test_killed_and_stopped(launcher: Launcher, latents: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     started = launcher.start(run, latents, *STEPS)
+    started.wait_for(lambda _: (run / CHECKPOINTS).exists())  # before the first step, which compiles first
+    started.process.send_signal(signal.SIGTERM)
+    code, said = started.finish()
+    assert (code, saved(run)) == (0, [])
+    assert said.endswith("stopped before the first step: the same command starts or continues the run\n")
+
+    started = launcher.start(run, latents, *STEPS)
     started.wait_for(being_saved(2))  # before anything is there to go on from
     started.kill()
     assert saved(run) == []
@@ -90,7 +97,10 @@ def test_killed_and_stopped(launcher: Launcher, latents: Path, whole: Path, tmp_
 
 def test_a_finished_run_has_nothing_to_do(launcher: Launcher, latents: Path, whole: Path) -> None:
     before = content(whole)
-    launcher.succeed(whole, latents, *STEPS)
+    for steps in ("10", "9"):
+        said = launcher.succeed(whole, latents, *STEPS, "--steps", steps)
+        assert said.startswith(f"finished: {whole} has all {steps} steps; ") and said.count("\n") == 1
+        assert "join it with a checkpoint or run that has clip_text, stage_b, stage_a" in said
     assert content(whole) == before
 
 
@@ -143,7 +153,7 @@ def test_a_damaged_checkpoint_stops(
     shutil.copytree(whole, run)
     DAMAGE[damage](run / CHECKPOINTS / "10")
     before = content(run)
-    line = refusal(STAGE_C, "--data.path", latents, "--output", run, *STEPS, *MESH)
+    line = refusal(STAGE_C, "--data.path", latents, "--output", run, *STEPS, *MESH, "--steps", "11")
     assert f"checkpoint 10 in {run} cannot be read" in line
     assert "go on from the one before" in line
     assert content(run) == before
@@ -156,7 +166,7 @@ def test_a_damaged_checkpoint_in_its_own_process(
     shutil.copytree(whole, run)
     cut(run / CHECKPOINTS / "10")
     before = content(run)
-    code, said = launcher.run(run, latents, *STEPS)
+    code, said = launcher.run(run, latents, *STEPS, "--steps", "11")
     assert code == 2
     assert f"checkpoint 10 in {run} cannot be read" in only_line(said)
     assert content(run) == before
@@ -177,7 +187,7 @@ def test_another_configuration_is_refused(
     assert "task.dropout was True, is False" in line
     for i in range(2):
         other = write_latents(tmp_path / f"other{i}", 20 + i)
-        line = refusal(STAGE_C, "--data.path", other, "--output", whole, *STEPS, *MESH)
+        line = refusal(STAGE_C, "--data.path", other, "--output", whole, *STEPS, *MESH, "--steps", "11")
         assert f"data '{other}' or its settings" in line
     assert content(whole) == before
 

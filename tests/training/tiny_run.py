@@ -22,6 +22,7 @@ from etils import epath
 from configs.tiny import config as tiny
 from ultrapixel_jax.checkpoints.runs import CHECKPOINTS, RunWeights
 from ultrapixel_jax.data import records
+from ultrapixel_jax.data.buckets import lr_size
 from ultrapixel_jax.data.loader import EMPTY_PROMPT
 from ultrapixel_jax.training.log import METRICS
 
@@ -33,7 +34,9 @@ SIZES = ((128, 128), (128, 192))
 """Height and width of the two buckets; latents are 32 times smaller."""
 CLOCK = ("images_per_second", "step_seconds", "data_wait", "tflops", "utilisation", "memory_gb")
 """What a line of the metrics says about time and memory, which no two runs have in common."""
-PROGRESS = ("trains ", "1 x cpu", "4 x cpu", "8 x cpu", "24 examples", "continues after", "step ")
+PROGRESS = (
+    "trains ", "1 x cpu", "4 x cpu", "8 x cpu", "24 examples", "continues after", "compil", "step ",
+)  # fmt: skip
 """How the lines start that a run says before anything is wrong."""
 
 
@@ -51,7 +54,7 @@ def write_latents(directory: Path, count: int = 24, *, poisoned: int | None = No
             latent[1, 1, 1] = np.nan
         return {
             "latent": latent,
-            "latent_lr": values(2, 2, stage_c.c_latent),
+            "latent_lr": values(*(side // 32 for side in lr_size(height, width, 6)), stage_c.c_latent),
             "text_states": values(3, stage_c.c_clip_text),
             "text_pooled": values(stage_c.c_clip_text_pooled),
             "image_vector": values(stage_c.c_clip_img),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,10 +95,25 @@ def _manifest_from_config(values: Mapping[str, Any]) -> RunManifest:
 
 
 def is_run(directory: str | os.PathLike[str]) -> bool:
-    """Whether `directory` is that of a run."""
-    path = epath.Path(directory)
-    with bucket_errors(directory):
+    """Whether `directory` is that of a run, or RUN@STEP."""
+    path, _ = _at(directory)
+    return _is_run(path)
+
+
+def _is_run(path: epath.Path) -> bool:
+    with bucket_errors(path):
         return (path / CONFIG).exists() and (path / CHECKPOINTS).exists()
+
+
+def _at(directory: str | os.PathLike[str]) -> tuple[epath.Path, int | None]:
+    """Directory and step of RUN@STEP; a directory whose own name ends so is meant as it is."""
+    path = epath.Path(directory)
+    found = re.fullmatch(r"(.+)@([0-9]{1,18})", path.name)
+    with bucket_errors(path):
+        if found is None or path.exists():
+            return path, None
+    run = path.with_name(found[1])
+    return (run, int(found[2])) if _is_run(run) else (path, None)
 
 
 def saved_steps(directory: str | os.PathLike[str]) -> list[int]:
@@ -130,7 +146,7 @@ def _read(path: epath.Path) -> RunManifest:
 
 @dataclasses.dataclass(frozen=True)
 class RunWeights:
-    """What the newest checkpoint of a run holds."""
+    """What one checkpoint of a run holds."""
 
     directory: epath.Path
     manifest: RunManifest
@@ -140,19 +156,22 @@ class RunWeights:
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> RunWeights:
-        """Read what the run says about itself, and find the newest checkpoint.
+        """Read what the run says about itself, and find its newest checkpoint, or the one of RUN@STEP.
 
         Raises:
-            UserError: nothing was saved yet, or what is there is damaged.
+            UserError: nothing was saved yet, or not at that step, or what is there is damaged.
         """
         from ultrapixel_jax.checkpoints.faults import reading
 
-        path = epath.Path(directory)
+        path, wanted = _at(directory)
         manifest = _read(path)
         steps = saved_steps(path)
         if not steps:
             raise UserError(f"run {path} has no checkpoint yet; let it train on")
-        step = steps[-1]
+        if wanted is not None and wanted not in steps:
+            listed = ", ".join(map(str, steps))
+            raise UserError(f"run {path} has no checkpoint of step {wanted}; it has those of {listed}")
+        step = steps[-1] if wanted is None else wanted
         with reading(*_words(path, step)):
             saved = json.loads((path / CHECKPOINTS / str(step) / "data" / "metadata").read_text())
             return cls(path, manifest, step, dict(saved.get("checksums", {})))

@@ -170,14 +170,19 @@ class Sources:
 
         self.entries[name] = Entry(config, RANDOM, ComponentInfo(to_dict(config)), load)
 
-    def require(self, names: Sequence[str], what: str) -> None:
-        """Raise `UserError` where one of `names` is missing; `what` needs them."""
+    def require(self, names: Sequence[str], what: str, without: Mapping[str, str] | None = None) -> None:
+        """Raise `UserError` where one of `names` is missing; `what` needs them.
+
+        `without` are the options that do without one of them, by name.
+        """
         missing = [name for name in names if name not in self.entries]
         if missing:
             found = ", ".join(self.entries) or "nothing"
+            options = [without[name] for name in missing if without and name in without]
+            hint = f"; or do without: {', '.join(options)}" if options else ""
             raise UserError(
                 f"{what} needs {', '.join(missing)}, and the sources have {found}; convert again with "
-                "its file among the sources, or name a checkpoint or run that has it"
+                "its file among the sources, or name a checkpoint or run that has it" + hint
             )
 
     def load(

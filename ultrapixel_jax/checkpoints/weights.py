@@ -24,7 +24,13 @@ DEMO = Path(__file__).parent.parent / "assets" / "demo"
 """The checkpoint that comes with the package: the demo cascade (docs/demo.md)."""
 FLOAT32_ALWAYS = ("stage_a", "previewer")
 """Components that are kept in float32: bfloat16 has fewer values in [0, 1] than a byte."""
-
+NOT_USED = {
+    "controlnet": "no ControlNet steers pictures yet",
+    "clip_vision": "prompts are text alone; it is for training data",
+}
+"""Components that a checkpoint can hold and no picture depends on, with the reason. The encoder of pictures
+is for training and stays without a word, as does the previewer where it does not draw."""
+TOKENS = "without effect: the tokenizer does not know them, so their words in a prompt are plain words"
 
 SMALL = 100_000_000
 """Parameters of stage C below which a model is small."""
@@ -43,6 +49,8 @@ class Weights:
     """By component."""
     dtype: str = "float32"
     """Of the networks, but for `FLOAT32_ALWAYS`."""
+    unused: tuple[str, ...] = ()
+    """What the sources hold beside them that changes no picture, a line each."""
 
 
 def load_weights(
@@ -94,9 +102,20 @@ def from_sources(
         for name in wanted
         if getattr(cascade, name) is not None
     }
+    lines = [line for name, entry in sources.entries.items() if (line := not_used(name, entry.origin))]
     if "stage_c" in variables and "lora" in sources.entries:
-        variables["stage_c"] = lora.merge(variables["stage_c"], sources.load("lora", cascade.lora))
-    return Weights(cascade, sources.identity, sources.tokenizer, variables, dtype)
+        changes = sources.load("lora", cascade.lora)
+        variables["stage_c"] = lora.merge(variables["stage_c"], changes)
+        if "embeddings" in changes["params"]:
+            lines.append(f"the new text tokens of {sources.entries['lora'].origin}: {TOKENS}")
+    return Weights(cascade, sources.identity, sources.tokenizer, variables, dtype, tuple(lines))
+
+
+def not_used(component: str, origin: str) -> str | None:
+    """What to say of a checkpoint's component that sampling leaves alone; None where it need not be said."""
+    kind = components.kind_of(component)
+    why = NOT_USED.get(kind) if kind else "no network here is made of it"
+    return f"{component} of {origin} without effect: {why}" if why else None
 
 
 def load_network(

@@ -13,6 +13,7 @@ from ultrapixel_jax.config.cascade import CascadeConfig
 from ultrapixel_jax.errors import UserError, unknown_key
 
 DTYPES = ("float32", "bfloat16")
+OTHER_FORMATS = (".json", ".jsonl", ".yaml", ".yml", ".toml")
 
 
 def check_dtype(name: str) -> str:
@@ -72,6 +73,11 @@ def load_config(path: str | Path, kind: type = CascadeConfig) -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"configuration {str(path)!r} does not exist; see configs/ for examples")
+    if path.suffix.lower() in OTHER_FORMATS:
+        raise UserError(
+            f"configuration {str(path)!r} is {path.suffix[1:].upper()}, and has to be a Python file that "
+            f"defines `config = {kind.__name__}(...)`, such as those in configs/"
+        )
     try:
         config = runpy.run_path(str(path)).get("config")
     except UserError as error:

@@ -24,10 +24,10 @@ from typing import Any, get_args
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import DTYPE, one_of, whole
 from ultrapixel_jax.data.build import summary
-from ultrapixel_jax.data.config import AREAS, RATIOS, DataConfig, LrResize
+from ultrapixel_jax.data.config import AREAS, LR_LATENT, RATIOS, DataConfig, LrResize
 from ultrapixel_jax.errors import UserError
 
-SETTINGS = ("areas", "ratios", "seed", "lr_resize", "lr_side")
+SETTINGS = ("areas", "ratios", "seed", "lr_resize", "lr_latent")
 """Fields of `DataConfig` that decide what is stored."""
 
 
@@ -69,7 +69,8 @@ def cache(
     }
     if isinstance(dataset.identity, str):  # else it is from before content was noted, and so is its cache
         plan["content"] = dataset.identity
-    plan |= {name: getattr(config, name) for name in SETTINGS}
+    plan |= {name: getattr(config, name) for name in SETTINGS if name != "lr_latent"}
+    plan["lr_side"] = config.lr_latent or LR_LATENT  # by its earlier name, so that what is there goes on
     plan |= {"areas": list(config.areas), "ratios": list(config.ratios)}
     directory = epath.Path(output)
     if not records.start(directory, plan):
@@ -155,6 +156,16 @@ def _encode(
             bar.update(len(rows))
 
 
+def lr_latent_of(sources: Any) -> int:
+    """What the guidance networks among `sources`, or of the last run's cascade, take; 0 without any."""
+    from ultrapixel_jax.sizes import lr_latent
+
+    guidance = sources.config.guidance if sources.config is not None else None
+    if "guidance" in sources.entries:
+        guidance = sources.entries["guidance"].config
+    return 0 if guidance is None else lr_latent(1, 1, guidance.lr_side)[0]
+
+
 def parser() -> commands.Parser:
     """The command line."""
     p = commands.Parser("python -m ultrapixel_jax.data.cache", __doc__)
@@ -167,7 +178,7 @@ def parser() -> commands.Parser:
     p.option("--seed", whole(0, 2**63 - 1), "of the crops", 0)
     p.option("--lr-resize", one_of(get_args(LrResize)), "of the low-resolution image", "bilinear",
              shown="bilinear, antialiased")  # fmt: skip
-    p.option("--lr-side", whole(1, 32), "its side at ratio 1, in units of 32 pixels", 24)
+    p.option("--lr-latent", whole(1, 32), "side of its latent at ratio 1", shown="the checkpoints', or 24")
     p.option("--batch-size", whole(1, 65_536), "images encoded at once", 8)
     p.option("--dtype", DTYPE, "of computing", "float32")
     without = "clip_vision where the cascade has none, clip_text to train one on the captions"
@@ -180,14 +191,14 @@ def parser() -> commands.Parser:
 def run(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
-    config = DataConfig(
-        path=o.dataset, areas=tuple(o.areas), ratios=tuple(o.ratios), seed=o.seed, batch_size=o.batch_size,
-        lr_resize=o.lr_resize, lr_side=o.lr_side,
-    )  # fmt: skip
     from ultrapixel_jax.checkpoints.sources import Sources
     from ultrapixel_jax.data.encode import load_encoders
 
     sources = Sources(o.checkpoint)
+    config = DataConfig(
+        path=o.dataset, areas=tuple(o.areas), ratios=tuple(o.ratios), seed=o.seed, batch_size=o.batch_size,
+        lr_resize=o.lr_resize, lr_latent=o.lr_latent or lr_latent_of(sources),
+    )  # fmt: skip
     encoders = load_encoders(sources, o.dtype, tuple(o.without))
     report = cache(
         config, encoders, o.output, checkpoint=" ".join([sources.identity, o.dtype, *sorted(o.without)]),

@@ -14,6 +14,8 @@ AREAS = (1024, 2048, 2560, 3072, 3584, 3840, 4096, 4608)
 """s of the released areas s², in pixels (§12)."""
 RATIOS = ("1/1", "1/2", "1/3", "2/3", "3/4", "1/5", "2/5", "3/5", "4/5", "1/6", "5/6", "9/16")
 """The released aspect ratios; each stands for its inverse too."""
+LR_LATENT = 24
+"""Side of the square low-resolution latent of the full model."""
 MULTIPLE = 32
 """Sides are floored to multiples of this: the EffNet encoder's factor."""
 MAX_SEED = 2**63 - 1
@@ -50,8 +52,9 @@ class DataConfig:
     """Probability that the CLIP image vector is used; zeros else."""
     lr_resize: LrResize = "bilinear"
     """How the low-resolution image is made: antialiased `bilinear`, or `nearest` as in the reference."""
-    lr_side: int = 24
-    """Side of the square low-resolution image, in units of 32 pixels."""
+    lr_latent: int = 0
+    """Side of the square low-resolution latent; 0 takes the model's where guidance is trained (3/4 of
+    `model.guidance.lr_side`), else 24."""
     clip_image_size: int = 0
     """Side in pixels of the `image_clip` that the CLIP image tower takes (224); 0 leaves it out."""
     max_megapixels: int = MAX_MEGAPIXELS
@@ -83,8 +86,8 @@ class DataConfig:
                 raise UserError(f"data.{name} {getattr(self, name)} is outside [0, 1]")
         if self.lr_resize not in ("bilinear", "nearest"):
             raise UserError(f"data.lr_resize {self.lr_resize!r} is not known; use bilinear or nearest")
-        if not 1 <= self.lr_side <= 32:
-            raise UserError(f"data.lr_side {self.lr_side} is outside 1 to 32")
+        if not 0 <= self.lr_latent <= 32:
+            raise UserError(f"data.lr_latent {self.lr_latent} is outside 1 to 32, or 0 for the model's")
         if not 1 <= self.max_megapixels <= 100_000:
             raise UserError(f"data.max_megapixels {self.max_megapixels} is outside 1 to 100000")
         if self.clip_image_size < 0:

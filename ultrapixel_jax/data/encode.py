@@ -88,7 +88,7 @@ def load_encoders(sources: Sources, dtype: str = "float32", without: Sequence[st
         UserError: one is missing, or its files are damaged.
     """
     wanted = [name for name in NAMES if name not in without]
-    sources.require(wanted, "caching")
+    sources.require(wanted, "caching", {name: f"--without {name}" for name in OPTIONAL})
     base = sources.config or CascadeConfig()
     # Networks that are missing give zeros, as wide as the sources' stage C takes them.
     found = {name: entry.config for name, entry in sources.entries.items() if name not in without}

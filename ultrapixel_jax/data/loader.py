@@ -13,6 +13,7 @@ processes may go on.
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import logging
 import os
@@ -23,10 +24,11 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from ultrapixel_jax.data import images
+from ultrapixel_jax.data import images, workers
 from ultrapixel_jax.data.buckets import HW, Buckets, lr_size
-from ultrapixel_jax.data.config import DataConfig
-from ultrapixel_jax.data.plan import EXAMPLE, Plan, uniforms
+from ultrapixel_jax.data.config import LR_LATENT, DataConfig
+from ultrapixel_jax.data.held_out import HeldOut, chosen
+from ultrapixel_jax.data.plan import EXAMPLE, HELD_OUT, Plan, uniforms
 from ultrapixel_jax.data.records import CachedLatents, CaptionedImages, Dataset, open_dataset
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import fingerprint
@@ -37,6 +39,9 @@ EMPTY_PROMPT = "empty_prompt.npz"
 """In a cached dataset: float32 `text_states` and `text_pooled` of the empty prompt."""
 ENDLESS = 2**40
 """Batches of a run, for grain, which wants a length."""
+
+MOST_DEATHS = 3
+"""Of reading processes before one batch, after which the run stops."""
 
 ORDER_FIELDS = ("areas", "ratios", "batch_size", "seed", "cached")
 """Settings that decide which examples make batch k."""
@@ -56,15 +61,22 @@ class Loader(Iterator[dict[str, Any]]):
       `image_vector` (b, c), zero where unused; bfloat16
     """
 
-    def __init__(self, config: DataConfig, *, rows: Sequence[int] | np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        rows: Sequence[int] | np.ndarray | None = None,
+        held_out: float = 0.0,
+    ) -> None:
         """Open the data of `config`.
 
         Args:
             config: what to read.
             rows: numbers, ascending, of the rows of each batch that are wanted, anywhere in it; None for all.
+            held_out: share of the examples that no batch has, for `held_out_batches`.
 
         Raises:
-            UserError: it cannot be opened, or is of another kind.
+            UserError: it cannot be opened, or is of another kind, or that share is none or all of it.
         """
         self.config = config
         wanted = np.arange(config.batch_size) if rows is None else np.asarray(rows)
@@ -78,31 +90,76 @@ class Loader(Iterator[dict[str, Any]]):
         else:
             buckets = Buckets(config.areas, config.ratios)
             self.sizes, numbers = buckets.sizes, buckets.assign_all(dataset.sizes)
-        self.plan = Plan(numbers, config.batch_size, config.seed)
+        self._numbers, self._rows, self._share = numbers, wanted, held_out
+        self._keys = dataset.keys() if held_out else np.zeros(0, np.uint64)
+        among = None
+        if held_out:
+            among = ~chosen(self._keys, held_out)
+            if among.all() or not among.any():
+                raise UserError(
+                    f"validation.share {held_out:g} holds out {'none' if among.all() else 'all'} of the "
+                    f"{len(dataset)} examples of {config.path!r}; take another share"
+                )
+        self.plan = Plan(numbers, config.batch_size, config.seed, among)
         """The order of batches, of all processes."""
         self.replaced: list[str] = []
         """Ids of broken examples that were met so far, in place of which others were read."""
         settings = {name: getattr(config, name) for name in ORDER_FIELDS}
+        if held_out:
+            settings["held_out"] = held_out
         content = dataset.identity
         self.identity = fingerprint([settings, *(content if isinstance(content, list) else [content])])
         """Tells two orders of batches apart."""
-        read = _ReadCached if config.cached else _ReadImage
+        self._read = (_ReadCached if config.cached else _ReadImage)(dataset, config, self.sizes)
         self._dataset = (
             grain.MapDataset.source(_Rows(self.plan, wanted))
-            .map(_Load(read(dataset, config, self.sizes), self.plan))
+            .map(_Load(self._read, self.plan))
             .batch(len(wanted), batch_fn=_stack)
         )
         self._step = 0
         self._iterator: Any = None
+        self._deaths = 0
+        """Of reading processes, since the last batch."""
 
     @property
     def step(self) -> int:
         """Number of the batch that comes next."""
         return self._step
 
+    @property
+    def held_out(self) -> int:
+        """Number of examples that no batch has."""
+        return int(chosen(self._keys, self._share).sum())
+
     def bucket_counts(self) -> dict[HW, int]:
         """Number of examples in each bucket that has some."""
         return {self.sizes[b]: len(m) for b, m in zip(self.plan.buckets, self.plan.members)}
+
+    def held_out_batches(self, most: int) -> Iterator[dict[str, Any]]:
+        """The held-out examples once, at most `most`, as batches with two more entries:
+
+        - `number`: uint32 (b, 2), the two halves of a hash of the id
+        - `weight`: float32 (b,), 0 where an example only fills the batch, or took a broken one's place
+
+        Crops and dropped captions are functions of that hash and of the seed: the same each time.
+        """
+        plan = HeldOut(self._numbers, self._keys, self._share, most, self.config.batch_size)
+        threads = min(4, os.cpu_count() or 1)
+        batches = (
+            grain.MapDataset.source(_Rows(plan, self._rows, len(plan)))
+            .map(_LoadHeldOut(self._read, plan, self._keys))
+            .batch(len(self._rows), batch_fn=_stack)
+            .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+        )
+        with contextlib.closing(iter(batches)) as rows:
+            for batch in rows:
+                self._report(batch.pop("replaced"))
+                yield batch
+
+    def _report(self, replaced: list[tuple[str, str]]) -> None:
+        for id_, error in replaced:
+            self.replaced.append(id_)
+            log.warning("example %s is broken (%s): another one of its bucket took its place", id_, error)
 
     def seek(self, step: int) -> None:
         """Go to batch `step`, at no cost."""
@@ -127,31 +184,55 @@ class Loader(Iterator[dict[str, Any]]):
         self.seek(state["step"])
 
     def __next__(self) -> dict[str, Any]:
-        if self._iterator is None:
-            self._iterator = self._start()
-        batch = next(self._iterator)
-        for id_, error in batch.pop("replaced"):
-            self.replaced.append(id_)
-            log.warning("example %s is broken (%s): another one of its bucket took its place", id_, error)
+        batch = self._next()
+        self._report(batch.pop("replaced"))
         self._step += 1
         if self.config.workers:
             # Out of the memory shared with the worker, which ends with grain's array and not with its views.
             batch = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
         return batch
 
+    def _next(self) -> dict[str, Any]:
+        """The next batch; reading processes that were killed are started anew.
+
+        Raises:
+            UserError: they are killed again and again.
+        """
+        while True:
+            if self._iterator is None:
+                self._iterator = self._start()
+            try:
+                batch = next(self._iterator)
+            except RuntimeError as error:
+                if not workers.was_killed(error):
+                    raise
+                self.close()
+                self._deaths += 1
+                code = str(error).split("exit code ")[1].split(".")[0]
+                if self._deaths > MOST_DEATHS:
+                    raise UserError(
+                        f"a process that reads data {self.config.path!r} ended {self._deaths} times before "
+                        f"it gave batch {self._step} (exit code {code}; -9 is often for want of memory): "
+                        f"use fewer than --data.workers {self.config.workers}, or 0"
+                    ) from error
+                log.warning("a process that reads data was killed (exit code %s): it starts anew", code)
+            else:
+                self._deaths = 0
+                return batch
+
     def _start(self) -> Any:
-        workers = self.config.workers
+        count = self.config.workers
         # One batch may be gigabytes: hold few.
-        threads = 1 if workers else min(4, os.cpu_count() or 1)
+        threads = 1 if count else min(4, os.cpu_count() or 1)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         dataset = self._dataset[self._step :].to_iter_dataset(options)
-        if workers:
+        if count:
             from absl import flags
 
             if not flags.FLAGS.is_parsed():  # grain's worker processes want that, whoever calls
                 flags.FLAGS.mark_as_parsed()
             dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+                grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=1), workers.begin
             )
         return iter(dataset)
 
@@ -181,11 +262,11 @@ class _Row(NamedTuple):
 class _Rows:
     """The rows that this process has of every batch, one batch after the other."""
 
-    def __init__(self, plan: Plan, rows: np.ndarray) -> None:
-        self._plan, self._rows = plan, rows
+    def __init__(self, plan: Plan | HeldOut, rows: np.ndarray, batches: int = ENDLESS) -> None:
+        self._plan, self._rows, self._batches = plan, rows, batches
 
     def __len__(self) -> int:
-        return ENDLESS * len(self._rows)
+        return self._batches * len(self._rows)
 
     def __getitem__(self, index: Any) -> _Row:
         step, i = divmod(int(index), len(self._rows))
@@ -199,7 +280,7 @@ class _Rows:
 class _Load:
     """Reads the example of a row; one that is broken is replaced by the next one of its bucket."""
 
-    def __init__(self, read: Any, plan: Plan) -> None:
+    def __init__(self, read: _Read, plan: Plan | HeldOut) -> None:
         self._read = read
         self._members = dict(zip(plan.buckets, plan.members))
 
@@ -210,10 +291,31 @@ class _Load:
         for i in range(len(members)):
             index = int(members[(first + i) % len(members)])
             try:
-                return {**self._read(row, index), "replaced": broken}
+                return {**self._read(row.bucket, index, self._drawn(row, index)), "replaced": broken}
             except BrokenExample as error:
                 broken.append((error.id, str(error)))
         raise UserError(f"every example of a bucket is broken, {broken[0][0]} first: {broken[0][1]}")
+
+    def _drawn(self, row: _Row, index: int) -> list[float]:
+        """The example's random numbers: a function of seed, epoch and index."""
+        return drawn(self._read.config, row.epoch, index)
+
+
+class _LoadHeldOut(_Load):
+    """The same of examples that are held out, whose random numbers are always the same."""
+
+    def __init__(self, read: _Read, plan: HeldOut, keys: np.ndarray) -> None:
+        super().__init__(read, plan)
+        self._keys = keys
+
+    def __call__(self, row: _Row) -> dict[str, Any]:
+        out, key = super().__call__(row), int(self._keys[row.example])
+        counts = row.epoch == 0 and not out["replaced"]
+        halves = np.array([key >> 32, key & 0xFFFFFFFF], np.uint32)
+        return {**out, "number": halves, "weight": np.asarray(counts, np.float32)}
+
+    def _drawn(self, row: _Row, index: int) -> list[float]:
+        return uniforms(4, (self._read.config.seed, HELD_OUT, int(self._keys[index]))).tolist()
 
 
 class BrokenExample(Exception):  # noqa: N818  (it names a thing in the data, not a fault of ours)
@@ -225,26 +327,27 @@ class BrokenExample(Exception):  # noqa: N818  (it names a thing in the data, no
 
 
 class _Read:
-    """What reading images and latents have in common. Randomness is a function of seed, epoch and index."""
+    """What reading images and latents have in common."""
 
     def __init__(self, dataset: Dataset, config: DataConfig, sizes: list[HW]) -> None:
-        self._source, self._config, self._sizes = dataset.source, config, sizes
+        self._source, self.config, self._sizes = dataset.source, config, sizes
 
-    def __call__(self, row: _Row, index: int) -> dict[str, Any]:
-        place = place_of(self._config, row.epoch, index)
-        drop, vector = chances(self._config, row.epoch, index)
+    def __call__(self, bucket: int, index: int, drawn: list[float]) -> dict[str, Any]:
+        """Example `index`, with four random numbers in [0, 1): of its crop, its caption and its vector."""
+        y, x, drop, vector = drawn
+        size = self._sizes[bucket]
         try:
             record = self._source[index]
             id_, caption = record["id"].decode(), record["caption"].decode()
         except Exception as error:  # the record reader and its parser name no types
             raise BrokenExample(f"record {index}", " ".join(str(error).split())) from error
-        dropped, use = drop < self._config.caption_dropout, vector < self._config.image_vector_probability
+        dropped, use = drop < self.config.caption_dropout, vector < self.config.image_vector_probability
         return {
             "ids": id_,
             "caption": "" if dropped else caption,
-            "bucket": self._sizes[row.bucket],
+            "bucket": size,
             "use_image": np.bool_(use),
-            **self._content(record, id_, self._sizes[row.bucket], place, dropped, use),
+            **self._content(record, id_, size, (y, x), dropped, use),
         }
 
     def _content(
@@ -258,12 +361,12 @@ class _ReadImage(_Read):
         self, record: dict[str, Any], id_: str, size: HW, place: tuple[float, float], dropped: bool, use: bool
     ) -> dict[str, Any]:
         try:
-            image = images.decode(record["image"], self._config.max_megapixels)
+            image = images.decode(record["image"], self.config.max_megapixels)
         except images.BrokenImage as error:
             raise BrokenExample(id_, str(error)) from error
-        image, low = crop_pair(image, size, place, self._config)
+        image, low = crop_pair(image, size, place, self.config)
         out = {"image": images.pixels(image), "image_lr": images.pixels(low)}
-        if s := self._config.clip_image_size:
+        if s := self.config.clip_image_size:
             out["image_clip"] = np.zeros((s, s, 3), np.float32)
             if use:
                 from ultrapixel_jax.models.clip_vision import preprocess
@@ -293,22 +396,25 @@ class _ReadCached(_Read):
         return out
 
 
+def drawn(config: DataConfig, epoch: int, index: int) -> list[float]:
+    """Random numbers in [0, 1) of example `index` in `epoch`: y and x of its crop, and those that decide on
+    its caption and on its image vector.
+    """
+    return uniforms(4, (config.seed, EXAMPLE, epoch, index)).tolist()
+
+
 def place_of(config: DataConfig, epoch: int, index: int) -> tuple[float, float]:
     """Where example `index` is cropped in `epoch`: y and x in [0, 1)."""
-    y, x = uniforms(4, (config.seed, EXAMPLE, epoch, index))[:2].tolist()
+    y, x = drawn(config, epoch, index)[:2]
     return y, x
-
-
-def chances(config: DataConfig, epoch: int, index: int) -> tuple[float, float]:
-    """Numbers in [0, 1) that decide on its caption and on its image vector."""
-    caption, vector = uniforms(4, (config.seed, EXAMPLE, epoch, index))[2:].tolist()
-    return caption, vector
 
 
 def crop_pair(image: Any, size: HW, place: tuple[float, float], config: DataConfig) -> tuple[Any, Any]:
     """An image brought to its bucket's size, and the low-resolution copy; Pillow images."""
     image = images.crop(images.cover(image, size), size, *place)
-    return image, images.low_resolution(image, lr_size(*size, config.lr_side), config.lr_resize)
+    return image, images.low_resolution(
+        image, lr_size(*size, config.lr_latent or LR_LATENT), config.lr_resize
+    )
 
 
 def _stack(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

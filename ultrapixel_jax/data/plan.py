@@ -16,9 +16,9 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Bool, Float64, Int, Int64
 
-BATCH_ORDER, EXAMPLE_ORDER, EXAMPLE = range(3)
+BATCH_ORDER, EXAMPLE_ORDER, EXAMPLE, HELD_OUT = range(4)
 """Streams of random numbers."""
 
 
@@ -36,10 +36,20 @@ class Batch(NamedTuple):
 class Plan:
     """The order of all batches."""
 
-    def __init__(self, buckets: Int[np.ndarray, " n"], batch_size: int, seed: int) -> None:
-        """Plan for the examples whose buckets are `buckets`, in batches of `batch_size`."""
+    def __init__(
+        self,
+        buckets: Int[np.ndarray, " n"],
+        batch_size: int,
+        seed: int,
+        among: Bool[np.ndarray, " n"] | None = None,
+    ) -> None:
+        """Plan for the examples whose buckets are `buckets`, in batches of `batch_size`; of those `among`
+        them that are meant, where not all are.
+        """
         self.batch_size, self.seed = batch_size, seed
         order = np.argsort(buckets, kind="stable")
+        if among is not None:
+            order = order[among[order]]
         numbers, starts = np.unique(buckets[order], return_index=True)
         self.buckets: list[int] = numbers.tolist()
         """Numbers of the buckets that have examples."""

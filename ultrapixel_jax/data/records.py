@@ -4,6 +4,7 @@
     DIR/dataset_info.json, features.json            tensorflow-datasets' own description
     DIR/sizes.npy                                   int32 (n, 2): height and width of every example, in
                                                     their order, so that buckets need no decoding
+    DIR/keys.npy                                    uint64 (n,): a hash of each example's id, for `held_out`
     DIR/report.json                                 what was skipped; written last: it makes DIR complete
 
 While it is being written, DIR/.build holds one small JSON file for each shard that is done. A shard is
@@ -30,16 +31,18 @@ import ml_dtypes
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt64
 from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT
 
 from ultrapixel_jax.data.folders import version_of
+from ultrapixel_jax.data.held_out import key_of
 from ultrapixel_jax.data.paths import check_name, local_copy, move_in, user_errors, write_whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import fingerprint, is_full, is_remote, size_of
 
 SPLIT = "train"
 SIZES = "sizes.npy"
+KEYS = "keys.npy"
 REPORT = "report.json"
 WORK = ".build"
 """Directory with the state of an unfinished build."""
@@ -123,6 +126,8 @@ class ShardReport:
 
     sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     """Height and width of its examples."""
+    keys: list[int] = dataclasses.field(default_factory=list)
+    """Hashes of their ids."""
     bytes: int = 0
     """Of the serialised examples."""
     skipped: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
@@ -229,6 +234,7 @@ def write_shard(
             _digest(content, example)
             data = serializer.serialize_example(builder.info.features.encode_example(example))
             report.sizes.append((example["height"], example["width"]))
+            report.keys.append(key_of(example["id"]))
             report.bytes += len(data)
             yield i, data
 
@@ -291,8 +297,11 @@ def finish(
              for i in range(len(shards))]  # fmt: skip
     sizes = io.BytesIO()
     np.save(sizes, np.array([s for shard in shards for s in shard.sizes], np.int32))
+    keys = io.BytesIO()
+    np.save(keys, np.array([k for shard in shards for k in shard.keys], np.uint64))
     with user_errors(directory, "output"):
         write_whole(directory / SIZES, sizes.getvalue())
+        write_whole(directory / KEYS, keys.getvalue())
         for name, data in (extra or {}).items():
             write_whole(directory / name, data)
         builder.info.write_to_directory(directory)
@@ -345,6 +354,22 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def keys(self) -> UInt64[np.ndarray, " n"]:
+        """A hash of the id of each example; of a dataset from before they were noted, by reading it.
+
+        Raises:
+            UserError: an example cannot be read.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            keys = np.load(self.directory / KEYS, allow_pickle=False)
+            if len(keys) == len(self):
+                return keys
+        try:
+            return np.array([key_of(self.source[i]["id"].decode()) for i in range(len(self))], np.uint64)
+        except Exception as error:  # the record reader and its parser name no types
+            text = " ".join(str(error).split())[:200]
+            raise UserError(f"data {self.directory} is damaged ({text}); build it again") from error
+
 
 def open_dataset(path: str | os.PathLike[str], kind: Kind, cache_dir: str = "") -> Dataset:
     """Open what `finish` completed.
@@ -365,8 +390,10 @@ def open_dataset(path: str | os.PathLike[str], kind: Kind, cache_dir: str = "") 
         try:
             builder: Any = tfds.builder_from_directory(directory)
             if builder.info.name != kind.name:
+                option = "--data.no-cached" if kind is CachedLatents else "--data.cached"
                 raise UserError(
-                    f"data {path!s} holds {builder.info.name}, not {kind.name}; set data.cached accordingly"
+                    f"data {path!s} holds {builder.info.name}, not {kind.name}; training takes it with "
+                    f"{option}"
                 )
             images = {"image": tfds.decode.SkipDecoding()} if kind is CaptionedImages else None
             source = builder.as_data_source(split=SPLIT, decoders=images)  # pyright: ignore[reportCallIssue]

@@ -65,7 +65,7 @@ def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Itera
     pixels = ("--without", "clip_text", "clip_vision")  # the text encoder is yet to be trained
     yield (
         "their latents",
-        cache("base", "base_latents", ["encoder", "words"], "--areas", 288, "--lr-side", 1, *pixels),
+        cache("base", "base_latents", ["encoder", "words"], "--areas", 288, "--lr-latent", 1, *pixels),
     )
     yield "the text encoder", train("text", "text", "base_latents", ["encoder", "words"])
     yield "stage C", train("stage_c", "stage_c", "base_latents", ["encoder", "words", "text"])
@@ -73,7 +73,7 @@ def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Itera
     yield "stage A", train("stage_a", "stage_a", "tiles", ["words"])
     yield "stage B", train("stage_b", "stage_b", "tiles", ["stage_a", "encoder", "stage_c"])
     yield "large pictures", draw("large", LARGE, "--side", 288, 576, 576, 1152, 1152)
-    large = ("--areas", 288, 576, 1152, "--lr-side", 9, *pixels)
+    large = ("--areas", 288, 576, 1152, "--lr-latent", 9, *pixels)
     yield "their latents", cache("large", "large_latents", ["encoder", "words"], *large)
     yield "the guidance networks", train("guidance", "guidance", "large_latents", ["encoder", "stage_c"])
     names = ("guidance", "stage_b")  # each brings what it was trained on

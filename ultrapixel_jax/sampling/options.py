@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from ultrapixel_jax.checkpoints.runs import is_run
 from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
 from ultrapixel_jax.config import DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
@@ -20,7 +21,7 @@ from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
-     "no_cache", "no_ema", "quiet", "distributed", "coordinator"]
+     "no_cache", "no_ema", "quiet", "distributed", "coordinator", "patience"]
 )  # fmt: skip
 """What may be given beside ``--reproduce``; the rest is the picture's."""
 
@@ -29,6 +30,8 @@ WITH_REPRODUCE = frozenset(
 class Options:
     """The command line, checked. None is: not given, take the default of the model or the picture."""
 
+    given: frozenset[str]
+    """Names of the options that were given, with underscores."""
     prompts: tuple[str, ...]
     prompts_file: Path | None
     negative_prompt: str
@@ -59,6 +62,8 @@ class Options:
     process_count: int
     coordinator: str
     """HOST:PORT of process 0, where processes share a mesh and it is not detected."""
+    patience: int
+    """Seconds to wait for the other processes."""
     distributed: bool
     """Whether processes share the mesh; without, they share the list alone."""
     cache_dir: Path | None
@@ -87,6 +92,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     }
     with_settings(DiffusionConfig(), DiffusionConfig(), settings)
     return Options(
+        given=frozenset(given),
         prompts=tuple(check_prompt(prompt) for prompt in values.prompt or ()),
         prompts_file=values.prompts,
         negative_prompt=check_prompt(values.negative_prompt or ""),
@@ -111,6 +117,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         process_index=_or(values.process_index, 0),
         process_count=_or(values.process_count, 1),
         coordinator=values.coordinator or "",
+        patience=_or(values.patience, 300),
         distributed=values.distributed or bool(values.coordinator),
         cache_dir=values.cache_dir,
         no_cache=values.no_cache,
@@ -203,6 +210,7 @@ def _parser() -> Parser:
     p.option("--process-count", whole(1, 65_536), "number of processes that share the list", shown="1")
     p.flag("--distributed", "one --mesh over all processes, which TPU pods, SLURM and others name")
     p.option("--coordinator", str, "process 0, with --process-index and --process-count", metavar="HOST:PORT")
+    p.option("--patience", whole(1, 10**6), "wait for the other processes", shown="300", metavar="SECONDS")
     p.option("--cache-dir", Path, "compilation cache", shown="the user's cache", metavar="DIR")
     p.flag("--no-cache", "keep no compilation cache")
     return p
@@ -244,7 +252,7 @@ def _existing_directory(path: AnyPath | None) -> AnyPath | None:
         return None
     try:
         with bucket_errors(path):
-            if path.is_dir():
+            if path.is_dir() or is_run(path):  # RUN@STEP is no directory
                 return path
             state = "is a file" if path.exists() else "does not exist"
     except (OSError, ValueError) as error:

@@ -62,6 +62,8 @@ class Cascade:
         self.config: CascadeConfig = weights.config
         self.dtype: str = dtype
         self.identity: str = weights.identity
+        self.unused: tuple[str, ...] = weights.unused
+        """What the checkpoint holds and sampling does not use, a line each."""
         self.preview: bool = "stage_b" not in weights.variables
         """Whether it has the previewer in place of stages B and A."""
         self.report = report

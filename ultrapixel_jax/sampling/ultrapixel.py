@@ -32,7 +32,7 @@ from ultrapixel_jax.config import (
 )
 from ultrapixel_jax.errors import UserError, unknown_key
 from ultrapixel_jax.files import place
-from ultrapixel_jax.sampling import pictures
+from ultrapixel_jax.sampling import effects, pictures
 from ultrapixel_jax.sampling.picture import Picture
 from ultrapixel_jax.sampling.pipeline import Cascade, Progress
 from ultrapixel_jax.sampling.requests import (
@@ -53,6 +53,10 @@ Callback = Callable[[str, int, int, Callable[[], list[Image.Image]]], Any]
 the batch as it is so far. Stages are `C low`, `C high` and `B`."""
 GIVEN_LATENTS = ("stage_b", "stage_c")
 """Latents that a picture can go on from, the latest first."""
+
+
+class NotUsed(UserWarning):
+    """Something that was given changes no picture."""
 
 
 class Sampling(TypedDict, total=False):
@@ -130,6 +134,8 @@ class UltraPixel:
                 directory, config=config, dtype=dtype, mesh=devices, preview=preview, ema=ema,
                 executables=compilation_cache.executables(kept),
             )  # fmt: skip
+        for line in cascade.unused:
+            warnings.warn(line, NotUsed, stacklevel=2)
         previewer = functools.partial(load_network, "previewer", directory, config, mesh=devices, ema=ema)
         return cls(cascade, previewer)
 
@@ -219,6 +225,16 @@ class UltraPixel:
             if cut := self.cascade.truncated(text):
                 tokens = self.config.clip_text.positions
                 warnings.warn(f"prompt over {tokens} tokens, cut off is: {cut!r}", stacklevel=3)
+        own_b = {
+            "tile": tile,
+            "decode_memory": None if decode_memory == DECODE_BYTES / 1e9 else decode_memory,
+        }
+        situation = effects.Situation(
+            {*sampling, *(name for name, value in own_b.items() if value is not None)}, (), requests,
+            preview=self.cascade.preview, guided=self.config.guidance is not None,
+        )  # fmt: skip
+        for line in effects.without_effect(situation):
+            warnings.warn(line, NotUsed, stacklevel=3)
         if isinstance(latents, Mapping):
             latents = [latents]
         yield from self.draw(

@@ -30,11 +30,13 @@ from ultrapixel_jax.checkpoints.runs import (
     RunManifest,
     absolute,
     manifest_to_json,
+    saved_steps,
 )
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import is_full, is_remote, refusal
-from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, config_to_json, differences
+from ultrapixel_jax.training.changes import differences
+from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, config_to_json
 from ultrapixel_jax.training.state import TrainState
 from ultrapixel_jax.training.tasks import make_task
 
@@ -53,12 +55,7 @@ class RunCheckpoints:
         self.directory = epath.Path(directory)
         orbax_log.ignore_tasks_left_behind()
         with disk_errors(directory):
-            there = {path.name for path in self.directory.iterdir()} if self.directory.exists() else set()
-            if CONFIG not in there and (strange := sorted(n for n in there - {CHECKPOINTS} if n[0] != ".")):
-                raise UserError(
-                    f"{directory} is not empty and no run (it has {strange[0]} and no {CONFIG}); use another "
-                    "--output"
-                )
+            _check_empty(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep_last,
@@ -76,23 +73,7 @@ class RunCheckpoints:
         Raises:
             UserError: the directory holds a run of another configuration, or something else.
         """
-        file = self.directory / CONFIG
-        new = config_to_json(config)
-        if file.exists():
-            try:
-                old = json.loads(file.read_text())
-                if not isinstance(old, dict):
-                    raise ValueError("it holds no configuration")
-            except ValueError as error:
-                raise UserError(f"{file} is damaged; restore it, or train into another --output") from error
-            if found := differences(old, json.loads(json.dumps(new))):
-                more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-                raise UserError(
-                    f"{self.directory} holds a run with another configuration: {'; '.join(found[:5])}{more}; "
-                    "use the same, or another --output"
-                )
-        elif self.latest is not None:
-            raise UserError(f"{self.directory} has checkpoints but no {CONFIG}; use another --output")
+        check_directory(self.directory, config)
 
     def describe(self, config: TrainConfig) -> None:
         """Write the configuration and what the run is made of, before the first checkpoint or with what has
@@ -163,6 +144,65 @@ class RunCheckpoints:
         with disk_errors(os.fspath(self.directory)):
             self._manager.wait_until_finished()
             self._manager.close()
+
+
+def _check_empty(directory: epath.Path) -> None:
+    there = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    if CONFIG not in there and (strange := sorted(n for n in there - {CHECKPOINTS} if n[0] != ".")):
+        raise UserError(
+            f"{directory} is not empty and no run (it has {strange[0]} and no {CONFIG}); use another --output"
+        )
+
+
+def check_directory(directory: epath.Path, config: TrainConfig) -> None:
+    """Whether a run of `config` may be in `directory`, which need not exist.
+
+    Raises:
+        UserError: it holds a run of another configuration, or something else.
+    """
+    with disk_errors(os.fspath(directory)):
+        _check_empty(directory)
+        check_configuration(directory, config)
+        if saved_steps(directory) and not (directory / CONFIG).exists():
+            raise UserError(f"{directory} has checkpoints but no {CONFIG}; use another --output")
+
+
+def check_configuration(directory: epath.Path, config: TrainConfig) -> None:
+    """Compare `config` with that of the run in `directory`, if there is one.
+
+    Raises:
+        UserError: it is another one in a field that may not change, or what is there is damaged.
+    """
+    file = directory / CONFIG
+    if not file.exists():
+        return
+    try:
+        old = json.loads(file.read_text())
+        if not isinstance(old, dict):
+            raise ValueError("it holds no configuration")
+    except ValueError as error:
+        raise UserError(f"{file} is damaged; restore it, or train into another --output") from error
+    if found := differences(old, config):
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise UserError(
+            f"{directory} holds a run with another configuration: {'; '.join(found[:5])}{more}; "
+            "use the same, or another --output"
+        )
+
+
+def is_finished(config: TrainConfig) -> bool:
+    """Whether the run of `config` has done all its steps.
+
+    Raises:
+        UserError: the directory holds a finished run of another configuration.
+    """
+    directory = epath.Path(config.output)
+    with disk_errors(config.output):
+        steps = saved_steps(directory) if (directory / CONFIG).exists() else []
+    if not steps or steps[-1] < config.steps:
+        return False
+    check_configuration(directory, config)
+    return True
 
 
 def manifest_of(config: TrainConfig) -> RunManifest:

@@ -11,8 +11,9 @@ import math
 from typing import Any, Literal, get_args
 
 from ultrapixel_jax.config import CascadeConfig, ScheduleName, check_dtype, to_dict
-from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.data.config import LR_LATENT, DataConfig
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sizes import check_size, lr_latent
 
 LossWeight = Literal["adaptive", "p2", "none"]
 
@@ -263,6 +264,30 @@ class PicturesConfig:
             raise UserError(f"pictures.every {self.every} must be 0 or more")
         if not self.prompts:
             raise UserError("pictures.prompts is empty; give one or more")
+        try:
+            check_size(*self.size)
+        except UserError as error:
+            raise UserError(f"pictures.size: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """The loss on examples that are never trained on, of the moving average where there is one: without
+    dropout, with the same noise, crops and dropped captions each time."""
+
+    share: float = 0.0
+    """Share of the examples that is held out, by a hash of their ids; 0 holds out none."""
+    every: int = 500
+    """Steps between two validations; there is one before the first step and one after the last."""
+    examples: int = 256
+    """Most held-out examples that are read each time: those with the lowest hashes."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise UserError(f"validation.share {self.share} is outside 0 to 1")
+        for name in ("every", "examples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"validation.{name} {getattr(self, name)} must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,6 +354,7 @@ class TrainConfig:
     checkpoints: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     pictures: PicturesConfig = PicturesConfig()
+    validation: ValidationConfig = ValidationConfig()
     machines: MachinesConfig = MachinesConfig()
 
     def __post_init__(self) -> None:
@@ -343,41 +369,29 @@ class TrainConfig:
                 f"data.batch_size {self.data.batch_size} does not divide into optimizer.accumulate {parts} "
                 "equal parts"
             )
-        if isinstance(self.task, GuidanceTask) and self.model.guidance is None:
-            raise UserError("this task trains model.guidance, which is None; give it a configuration")
+        if isinstance(self.task, GuidanceTask):
+            if self.model.guidance is None:
+                raise UserError("this task trains model.guidance, which is None; give it a configuration")
+            if self.data.lr_latent not in (0, self.lr_latent):
+                raise UserError(
+                    f"data.lr_latent {self.data.lr_latent} is not the model's: model.guidance.lr_side "
+                    f"{self.model.guidance.lr_side} makes {self.lr_latent}; leave it at 0, or change that"
+                )
+
+    @property
+    def lr_latent(self) -> int:
+        """Side of the square low-resolution latent: the model's, where guidance is trained."""
+        guidance = self.model.guidance
+        if isinstance(self.task, GuidanceTask) and guidance is not None:
+            return lr_latent(1, 1, guidance.lr_side)[0]
+        return self.data.lr_latent or LR_LATENT
+
+    @property
+    def reading(self) -> DataConfig:
+        """How the data are read: `data`, with the size that the model decides."""
+        return dataclasses.replace(self.data, lr_latent=self.lr_latent)
 
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:
     """Plain form of a configuration; `task_type` names the class of `task`."""
     return {"task_type": type(config.task).__name__, **to_dict(config)}
-
-
-MAY_CHANGE = (
-    "output", "sources", "steps", "mesh", "checkpoints", "log", "pictures", "machines", "data.path",
-    "data.workers", "data.cache_dir", "optimizer.accumulate", "model.sampling_c", "model.sampling_b",
-)  # fmt: skip
-"""Fields that may differ when a run goes on; any other would make it another run."""
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Fields of two configurations, as `to_dict` gives them, that differ and may not, in words."""
-    out = []
-    for name in [*old, *(key for key in new if key not in old)]:
-        path = f"{prefix}{name}"
-        a, b = old.get(name), new.get(name)
-        if path in MAY_CHANGE or _plain(a) == _plain(b):
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            out += differences(a, b, f"{path}.")
-        else:
-            out.append(f"{path} was {a!r:.60}, is {b!r:.60}")
-    return out
-
-
-def _plain(value: Any) -> Any:
-    """`value` as it is after JSON, which knows no tuples."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return value

@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, Shaped
 
 from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
+from ultrapixel_jax.data.buckets import lr_size
+from ultrapixel_jax.data.config import MULTIPLE
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sharding import batch_multiple, batch_sharding
 from ultrapixel_jax.training.tasks.base import Task
@@ -27,7 +29,7 @@ class Inputs:
         self._sharding = batch_sharding(mesh)
         self._batch_size = config.data.batch_size
         self._rows = rows_of_batch(mesh, self._batch_size, config.optimizer.accumulate)
-        self._path = config.data.path
+        self._path, self._lr_latent = config.data.path, config.lr_latent
         stage_c = config.model.stage_c
         self._widths = {
             "latent": stage_c.c_latent,
@@ -66,9 +68,21 @@ class Inputs:
                     f"data {self._path!r} has {a} {name} of width {width}, but the configuration's stage C "
                     f"takes {self._widths[name]}; cache the images with the encoders that belong to it"
                 )
+        if "latent_lr" in arrays:
+            self._check_lr(batch["bucket"], arrays["latent_lr"].shape[1:3])
         if self._tokenizer is not None:
             arrays["ids"], arrays["mask"] = self._tokenizer(batch["caption"])
         return {name: self.place(x) for name, x in arrays.items()}
+
+    def _check_lr(self, bucket: tuple[int, int], size: tuple[int, ...]) -> None:
+        """Raise `UserError` where cached LR latents have not the size that the model samples with."""
+        wanted = tuple(side // MULTIPLE for side in lr_size(*bucket, self._lr_latent))
+        if size != wanted:
+            raise UserError(
+                f"data {self._path!r} has low-resolution latents of {size[0]}x{size[1]} for pictures of "
+                f"{bucket[0]}x{bucket[1]}, and model.guidance.lr_side makes {wanted[0]}x{wanted[1]}; cache "
+                f"the images again with --lr-latent {self._lr_latent}"
+            )
 
     def place(self, x: Shaped[np.ndarray, "n ..."]) -> Array:
         """The array of a whole batch, of the rows that the loader gave this process."""

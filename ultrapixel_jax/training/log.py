@@ -19,14 +19,16 @@ from jax.sharding import Mesh
 
 from ultrapixel_jax.data.loader import Loader
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.report import peak_bytes
+from ultrapixel_jax.report import device_memory, peak_bytes
 from ultrapixel_jax.training.checkpoints import disk_errors
-from ultrapixel_jax.training.config import LogConfig
+from ultrapixel_jax.training.config import LogConfig, TrainConfig, config_to_json
 from ultrapixel_jax.training.state import TrainState
-from ultrapixel_jax.training.step import BANDS
+from ultrapixel_jax.training.step import BANDS, band_name
 from ultrapixel_jax.training.tasks.base import Task
 
 METRICS = "metrics.jsonl"
+STEP = "the step"
+"""What is compiled for every bucket, as `compiling` calls it."""
 
 
 class Log:
@@ -57,6 +59,11 @@ class Log:
         self._flops = 0.0
         self._waited = 0.0
         self._since = time.perf_counter()
+        self._validated: int | None = None
+        self._compilations: list[float] = []
+        """Seconds that each one took."""
+        self._to_compile = 0
+        """Buckets of the training step that are still to be met."""
         self.matmul_rate: float | None = None
         """FLOP/s of a matrix product on all devices, to compare with; None leaves utilisation out."""
         if not self._main:
@@ -71,25 +78,21 @@ class Log:
                 from tensorboardX import SummaryWriter  # which imports torch where it is installed
 
                 self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+        # Its own ETA would count what is compiled once.
+        form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
         self._bar = tqdm(
-            total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
-        )
+            total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty(),
+            bar_format=form,
+        )  # fmt: skip
 
     def describe(self, task: Task, state: TrainState, mesh: Mesh, loader: Loader) -> None:
-        """Say what runs, on what."""
-        trained = sum(x.size for x in jax.tree.leaves(state.params))
-        axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
-        counts = loader.bucket_counts()
-        sizes = ", ".join(f"{h}x{w} ({n})" for (h, w), n in sorted(counts.items())[:6])
-        more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
-        kind = jax.devices()[0].device_kind
-        self.say(
-            f"trains {', '.join(task.trained)}: {trained:,} parameters; frozen: {', '.join(task.frozen)}"
-        )
-        self.say(f"{mesh.size} x {kind}, {axes}; {jax.process_count()} process(es)")
-        self.say(f"{sum(counts.values())} examples in {len(counts)} bucket(s): {sizes}{more}")
-        if step := int(state.step):
-            self.say(f"continues after step {step}")
+        """Say what runs, on what; the configuration goes to TensorBoard."""
+        for line in describe(task, state, mesh, loader, int(state.step)):
+            self.say(line)
+        self._to_compile = len(loader.bucket_counts())
+        if self._main and self._board is not None:
+            for name, text in _texts(task.config).items():
+                self._board.add_text(name, text, int(state.step))
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -100,10 +103,24 @@ class Log:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent in here (compiling, pictures) counts for nothing."""
-        began = time.perf_counter()
+        """Time spent in here (compiling, validation, pictures) counts for nothing."""
+        began, since = time.perf_counter(), self._since
         yield
-        self._since += time.perf_counter() - began
+        self._since = since + time.perf_counter() - began  # once, where one is within another
+
+    @contextlib.contextmanager
+    def compiling(self, what: str, number: int, count: int) -> Iterator[None]:
+        """Say that `what` is compiled, and how long it took: bucket `number` of `count`."""
+        self.say(f"compiling {what} ({number} of {count}) …")
+        began = time.perf_counter()
+        with self.paused():
+            yield
+        seconds = time.perf_counter() - began
+        if what.startswith(STEP):
+            self._compilations.append(seconds)
+            self._to_compile = max(0, count - number)
+        left = f"; {count - number} still to compile, when they come" if count > number else ""
+        self.say(f"compiled in {seconds:.1f} s{left}")
 
     def add(self, step: int, metrics: Mapping[str, np.ndarray], flops: int) -> None:
         """Take the metrics of update number `step`, and write if it is time to."""
@@ -137,6 +154,7 @@ class Log:
             line["memory_gb"] = peak / 1e9
         if self._main:
             self._put(step, line)
+            self._progress(step, line)
         self._sums.clear()
         self._count = self._timed = 0
         self._flops, self._waited, self._since = 0.0, 0.0, now
@@ -144,7 +162,7 @@ class Log:
     def state(self) -> dict[str, Any]:
         """What was taken since the last line, JSON-able; `restore` takes it."""
         sums = {name: np.asarray(value).tolist() for name, value in self._sums.items()}
-        return {"sums": sums, "count": self._count}
+        return {"sums": sums, "count": self._count, "validated": self._validated}
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Go on with what `state()` told, so that the next line is the mean over all its steps."""
@@ -152,6 +170,7 @@ class Log:
             return
         self._sums.update({name: np.asarray(value, np.float64) for name, value in state["sums"].items()})
         self._count = state["count"]
+        self._validated = state.get("validated")
 
     def _means(self) -> dict[str, float]:
         sums = dict(self._sums)
@@ -160,7 +179,7 @@ class Log:
         if losses is not None and counts is not None:
             for i, (low, high) in enumerate(itertools.pairwise(BANDS)):
                 if counts[i]:
-                    line[f"loss_logsnr/{low:+g}_{high:+g}"] = float(losses[i] / counts[i])
+                    line[band_name(low, high)] = float(losses[i] / counts[i])
         return line
 
     def _put(self, step: int, line: dict[str, float]) -> None:
@@ -175,17 +194,35 @@ class Log:
             if self._board is not None:
                 for name, value in line.items():
                     self._board.add_scalar(name, value, step)
-        self._bar.set_postfix_str(
-            f"loss {line['loss']:.4f} |g| {line['gradient_norm']:.3g} "
-            f"{line['images_per_second']:.3g} img/s, data {line['data_wait']:.0%}"
+
+    def _progress(self, step: int, line: Mapping[str, float]) -> None:
+        """Say a line of the log, in short, and when the run will end."""
+        eta = f"ETA {_duration((self._bar.total - step) * line['step_seconds'])}"
+        if self._to_compile and self._compilations:
+            each = sum(self._compilations) / len(self._compilations)
+            eta += f" + {self._to_compile} bucket(s) to compile, {each:.0f} s each"
+        memory = device_memory()
+        text = (
+            f"loss {line['loss']:.4f}  |g| {line['gradient_norm']:.3g}  "
+            f"{line['images_per_second']:.3g} img/s  data {line['data_wait']:.0%}  "
+            + (f"memory {memory[0] / 1e9:.1f}/{memory[1] / 1e9:.1f} GB  " if memory else "")
+            + eta
         )
+        self._bar.set_postfix_str(text)
         if self._bar.disable:
-            remaining = (self._bar.total - step) * line["step_seconds"]
-            self.say(
-                f"step {step}/{self._bar.total}  loss {line['loss']:.4f}  |g| {line['gradient_norm']:.3g}  "
-                f"{line['images_per_second']:.3g} img/s  data {line['data_wait']:.0%}  "
-                f"ETA {_duration(remaining)}"
-            )
+            self.say(f"step {step}/{self._bar.total}  {text}")
+
+    def validated(self, step: int, line: dict[str, float]) -> None:
+        """Write the losses on held-out examples after `step`."""
+        self._validated = step
+        if self._main and line:
+            self._put(step, line)
+            self.say(f"step {step}/{self._bar.total}  validation loss {line['validation_loss']:.4f}")
+
+    @property
+    def validated_step(self) -> int | None:
+        """After which step the last validation was; None where there was none."""
+        return self._validated
 
     def pictures(self, step: int, name: str, image: np.ndarray) -> None:
         """Show a picture, uint8 (h, w, 3), in TensorBoard."""
@@ -206,6 +243,24 @@ class Log:
                     self._board.close()
 
 
+def describe(task: Task, state: TrainState, mesh: Mesh, loader: Loader, step: int) -> list[str]:
+    """What runs, on what, after `step`; of `state` only the shapes count."""
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+    counts = loader.bucket_counts()
+    sizes = ", ".join(f"{h}x{w} ({n})" for (h, w), n in sorted(counts.items())[:6])
+    more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
+    lines = [
+        f"trains {', '.join(task.trained)}: {count:,} parameters; frozen: {', '.join(task.frozen)}",
+        f"{mesh.size} x {jax.devices()[0].device_kind}, {axes}; {jax.process_count()} process(es)",
+        f"{sum(counts.values())} examples in {len(counts)} bucket(s): {sizes}{more}",
+    ]
+    if held := loader.held_out:
+        most = task.config.validation.examples
+        lines.append(f"{held} more are held out, of which {min(held, most)} are validated on")
+    return [*lines, *([f"continues after step {step}"] if step else [])]
+
+
 def check_finite(step: int, metrics: Mapping[str, np.ndarray], batch: Mapping[str, Any]) -> None:
     """Stop on a loss, gradient or parameter that is not finite, before it is saved.
 
@@ -219,7 +274,7 @@ def check_finite(step: int, metrics: Mapping[str, np.ndarray], batch: Mapping[st
         height, width = batch["bucket"]
         raise UserError(
             f"{bad[0]} is {float(metrics[bad[0]])} at step {step}, bucket {height}x{width}, examples {ids}; "
-            "nothing of this step was saved. Lower optimizer.learning_rate, or look at these examples"
+            "nothing of this step was saved. Lower --optimizer.learning-rate, or look at these examples"
         )
 
 
@@ -242,6 +297,16 @@ def _lines_up_to(file: epath.Path, start: int) -> list[str]:
     partial.write_text(text)
     partial.replace(file)
     return []
+
+
+def _texts(config: TrainConfig) -> dict[str, str]:
+    """The configuration, and the prompts that are drawn, as Markdown."""
+    text = json.dumps(config_to_json(config), indent=1, ensure_ascii=False)
+    out = {"configuration": "\n".join(f"    {line}" for line in text.splitlines())}
+    if config.pictures.every:
+        prompts = (f"{i}. {prompt}" for i, prompt in enumerate(config.pictures.prompts, 1))
+        out["prompts"] = "\n".join(prompts)
+    return out
 
 
 def _duration(seconds: float) -> str:

@@ -12,17 +12,21 @@ from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.compilation import cache as compilation_cache
 from ultrapixel_jax.data.loader import Loader
 from ultrapixel_jax.report import matmul_rate
-from ultrapixel_jax.training import machines
+from ultrapixel_jax.training import machines, stopping
 from ultrapixel_jax.training import state as states
-from ultrapixel_jax.training.checkpoints import RunCheckpoints
+from ultrapixel_jax.training.checkpoints import RunCheckpoints, is_finished
 from ultrapixel_jax.training.config import TrainConfig
+from ultrapixel_jax.training.ending import finished
 from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
-from ultrapixel_jax.training.log import Log, check_finite
+from ultrapixel_jax.training.log import STEP, Log, check_finite
 from ultrapixel_jax.training.optimizer import make_optimizer
-from ultrapixel_jax.training.pictures import make_pictures, save_pictures
+from ultrapixel_jax.training.pictures import labels_of, make_pictures, save_pictures
 from ultrapixel_jax.training.profile import Profile
+from ultrapixel_jax.training.programs import Programs
 from ultrapixel_jax.training.step import make_step
 from ultrapixel_jax.training.tasks import make_task
+from ultrapixel_jax.training.tasks.base import WITHOUT
+from ultrapixel_jax.training.validation import Validation
 
 
 def train(config: TrainConfig) -> None:
@@ -38,19 +42,23 @@ def train(config: TrainConfig) -> None:
     if compilation_cache.use() is None:
         print("warning: no compilation cache: the user's cache directory cannot be written", file=sys.stderr)
     mesh = machines.mesh_of(config.mesh)
+    if is_finished(config):
+        if jax.process_index() == 0:
+            print(finished(config), file=sys.stderr)
+        return
 
     with jax.set_mesh(mesh):
         # ── Data ───────────────────────────────────────────────────────────────────────────────────────
         rows = rows_of_batch(mesh, config.data.batch_size, config.optimizer.accumulate)
         task = make_task(config)
         task.check()
-        loader = Loader(config.data, rows=rows)
+        loader = Loader(config.reading, rows=rows, held_out=config.validation.share)
 
         # ── Networks: which are trained, which are frozen, where they come from ───────────────────────
         sources = Sources(config.sources)
         if config.random_frozen:
             sources.fill_with_random(config.model, config.seed)
-        sources.require(task.frozen, f"training {', '.join(task.trained)}")
+        sources.require(task.frozen, f"training {', '.join(task.trained)}", WITHOUT)
         inputs = Inputs(task, sources.tokenizer, mesh)
         draw = make_pictures(task, sources, mesh, inputs.place) if config.pictures.every else None
 
@@ -68,10 +76,6 @@ def train(config: TrainConfig) -> None:
         checkpoints.describe(config)
         frozen = states.frozen(task, sources, mesh)
 
-        # ── Step, compiled once per bucket ─────────────────────────────────────────────────────────────
-        step = jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(shardings, None))
-        compiled: dict[Any, Any] = {}
-
         # ── Loop ───────────────────────────────────────────────────────────────────────────────────────
         start = int(state.step)
         log = Log(
@@ -82,6 +86,25 @@ def train(config: TrainConfig) -> None:
         log.describe(task, state, mesh, loader)
         log.matmul_rate = matmul_rate(config.dtype, mesh.size)
 
+        # ── Step and validation, compiled once per bucket; pictures ────────────────────────────────────
+        step = jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+        programs = Programs(log, len(loader.plan.buckets))
+        validation = Validation(task, loader, inputs, mesh, programs) if config.validation.share else None
+
+        def validate(n: int) -> None:
+            """Write the losses on held-out examples after step `n`."""
+            if validation is not None:
+                with log.paused():
+                    losses = validation(state, frozen)
+                log.validated(n, losses)
+
+        def show(n: int) -> None:
+            """Draw pictures after step `n`."""
+            if draw is not None:
+                log.say(f"drawing pictures of step {n} …")
+                with log.paused():
+                    save_pictures(log, checkpoints.directory, n, draw(state, frozen, batch), labels_of(task))
+
         def settle(step: int, metrics: Any, batch: Any, operations: int) -> None:
             """Take the metrics of a step once it has run."""
             metrics = jax.tree.map(np.asarray, metrics)
@@ -90,38 +113,46 @@ def train(config: TrainConfig) -> None:
 
         try:
             recorded = Profile(checkpoints.directory, config.log.profile)
-            with checkpoints, loader, machines.Stop() as stop, recorded as profile:
-                waiting = None
+            with stopping.Stop() as stop, checkpoints, loader, recorded as profile:
+                waiting, stopped = None, False
+                if is_due(config.validation.every, start, config.steps) and log.validated_step != start:
+                    validate(start)
                 for n in range(start + 1, config.steps + 1):
                     with log.waiting():
                         batch = next(loader)
+                    if n == 1:
+                        show(0)
                     arrays = inputs(batch)
-                    shapes = {name: x.shape for name, x in arrays.items()}
-                    run = compiled.get(tuple(shapes.values()))
-                    if run is None:
-                        with log.paused():
-                            run = step.lower(state, frozen, arrays).compile()
-                        compiled[tuple(shapes.values())] = run
                     profile.before(n)
-                    state, metrics = run(state, frozen, arrays)
+                    state, metrics = programs.run(STEP, step, (state, frozen, arrays), batch["bucket"])
                     profile.after(n, metrics)
                     # While the device runs step n, the host looks at step n − 1.
                     if waiting is not None:
                         settle(*waiting)
-                    waiting = (n, metrics, batch, task.flops(shapes))
+                    waiting = (n, metrics, batch, task.flops({name: x.shape for name, x in arrays.items()}))
                     stopped = stop.at(n)
-                    last = n == config.steps or stopped
-                    if last or n % config.checkpoints.every == 0:
+                    saves = stopped or is_due(config.checkpoints.every, n, config.steps)
+                    validates = not stopped and is_due(config.validation.every, n, config.steps)
+                    if saves or validates:
                         settle(*waiting)  # so that nothing is saved that is not finite
                         waiting = None
-                        if n == config.steps:
-                            log.write(n)
+                    if n == config.steps:
+                        log.write(n)
+                    if validates:
+                        validate(n)
+                    if saves:
                         checkpoints.save(state, {**loader.state(), "log": log.state()})
-                    if draw is not None and (n % config.pictures.every == 0 or n == config.steps):
-                        with log.paused():
-                            save_pictures(log, checkpoints.directory, n, draw(state, frozen, batch))
+                    if not stopped and is_due(config.pictures.every, n, config.steps):
+                        show(n)
                     if stopped:
                         log.say(f"stopped at step {n}: the same command continues")
                         break
+            if not stopped:
+                log.say(finished(config))
         finally:
             log.close()
+
+
+def is_due(every: int, step: int, steps: int) -> bool:
+    """Whether what is done `every` so many steps is done after `step`; after the last of `steps` it is."""
+    return step == steps or (every > 0 and step % every == 0)

@@ -1,13 +1,10 @@
-"""Many processes: joining them, the mesh over all their devices, and stopping together on SIGTERM."""
+"""Many processes: joining them, and the mesh over all their devices."""
 
 from __future__ import annotations
 
 import math
-import signal
-from types import FrameType
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from ultrapixel_jax import processes
@@ -53,32 +50,3 @@ def mesh_of(config: MeshConfig) -> Mesh:
             )
         sizes["data"] = devices // math.prod(others)
     return make_mesh(sizes)
-
-
-class Stop:
-    """Whether the run has been asked to stop, by SIGTERM to any of its processes."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._previous: signal.Handlers | int | object | None = None
-        # With several processes jax itself watches for the signal, and agrees on a step to stop at.
-        self._many = jax.process_count() > 1
-
-    def __enter__(self) -> Stop:
-        if not self._many:
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._many:
-            signal.signal(signal.SIGTERM, self._previous)  # pyright: ignore[reportArgumentType]
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
-        self._asked = True
-
-    def at(self, step: int) -> bool:
-        """Whether to stop after `step`; the same answer in every process."""
-        if self._many:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked

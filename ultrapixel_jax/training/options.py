@@ -19,7 +19,30 @@ USAGE = """usage: train.py PRESET.py --output RUN [--data.path DATA] [--FIELD VA
 
 Trains what the preset says (see configs/train/), or continues the run in RUN.
     train.py PRESET.py --help    explains every field of the preset
+    train.py PRESET.py … --dry-run            checks data, sources, mesh and memory, and writes nothing
+    train.py PRESET.py … --dry-run compile    asks the compiler for the memory of a step too
 """
+DRY_RUN, COMPILE = "--dry-run", "compile"
+
+
+def dry_run_of(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """`argv` without ``--dry-run``, and what that is: None where it is not there, or `""`, or `compile`.
+
+    Raises:
+        UserError: another value.
+    """
+    rest, kind = [], None
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if name == DRY_RUN:
+            if equals and value != COMPILE:
+                raise UserError(f"--dry-run {value!r:.80} is not known; give nothing or {COMPILE}")
+            kind = value
+        elif argument == COMPILE and kind == "" and argv[argv.index(argument) - 1] == DRY_RUN:
+            kind = COMPILE
+        else:
+            rest.append(argument)
+    return rest, kind
 
 
 def parse(argv: Sequence[str] | None = None) -> TrainConfig:
@@ -63,7 +86,7 @@ def _in_one_line(box: str, preset: TrainConfig, argv: Sequence[str]) -> str:
     end = next((i for i, line in enumerate(lines) if line.startswith("──")), len(lines))
     said = " ".join(lines[:end])
     if "Unrecognized" in said:
-        known = list(_options(preset))
+        known = [*_options(preset), DRY_RUN]
         for argument in argv:
             if argument.startswith("--") and argument.split("=")[0].replace("_", "-") not in known:
                 return unknown_option(argument, known, "train.py PRESET.py")

@@ -20,6 +20,7 @@ from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
 from ultrapixel_jax.checkpoints.weights import Weights, from_sources
 from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.data.paths import write_whole
+from ultrapixel_jax.data.sheet import sheet
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import lora
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
@@ -157,7 +158,16 @@ class _Sampling(_Drawing):
         multiple = batch_multiple(self._mesh)
         results = cascade.generate(requests, batch_size=-(-len(requests) // multiple) * multiple)
         cascade.drop_variables()
-        return np.stack([result.image for result in results])
+        return np.stack([_at_size(result.image, pictures.size) for result in results])
+
+
+def _at_size(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """A picture as large as it was asked for, as the previewer's are not."""
+    if image.shape[:2] == size:
+        return image
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 class _Decoding(_Drawing):
@@ -262,31 +272,36 @@ def spread(images: UInt8[np.ndarray, "n h w 3"], mesh: Mesh) -> Float[Array, "n2
     return jax.make_array_from_callback(filled.shape, batch_sharding(mesh), lambda index: filled[index])
 
 
-def save_pictures(log: Log, directory: epath.Path, step: int, pictures: UInt8[np.ndarray, "n h w 3"]) -> None:
-    """Write the sheet of `pictures` to `samples/` in the run's directory, and to TensorBoard."""
+def save_pictures(
+    log: Log,
+    directory: epath.Path,
+    step: int,
+    pictures: UInt8[np.ndarray, "n h w 3"],
+    labels: Sequence[str] | None,
+) -> None:
+    """Write the sheet of `pictures` to `samples/` in the run's directory, and to TensorBoard.
+
+    Each has its label below; without labels, the second half are what is made of the first, below them.
+    """
     if jax.process_index() != 0:
         return
     from PIL import Image
 
-    image = sheet(pictures)
+    if labels is None:
+        half = len(pictures) // 2
+        image = sheet(list(pictures), [""] * half + ["made of the one above"] * half, columns=half)
+    else:
+        image = sheet(list(pictures), labels)
     data = io.BytesIO()
     Image.fromarray(image).save(data, "PNG")
     folder = directory / SAMPLES
     with disk_errors(str(directory)):
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / f"step-{step:07d}.png", data.getvalue())
-    log.pictures(step, "samples", image)
+    log.pictures(step, SAMPLES, image)
 
 
-def sheet(pictures: UInt8[np.ndarray, "n h w 3"]) -> UInt8[np.ndarray, "hs ws 3"]:
-    """All pictures in one, about as wide as high, in rows."""
-    n, h, w, _ = pictures.shape
-    columns = min(n, max(1, round((n * h / w) ** 0.5)))
-    if n % 2 == 0 and n > 4:
-        columns = n // 2
-    rows = -(-n // columns)
-    out = np.full((rows * h, columns * w, 3), 255, np.uint8)
-    for i, picture in enumerate(pictures):
-        y, x = divmod(i, columns)
-        out[y * h : (y + 1) * h, x * w : (x + 1) * w] = picture
-    return out
+def labels_of(task: Task) -> Sequence[str] | None:
+    """The prompts of what is drawn; None where images are shown above what is made of them."""
+    reconstructs = type(task.config.task) in (cfg.StageATask, cfg.PreviewerTask, cfg.StageBTask)
+    return None if reconstructs else task.config.pictures.prompts

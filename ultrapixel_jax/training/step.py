@@ -113,8 +113,15 @@ def interleaved(batch: Batch, parts: int) -> dict[str, Array]:
     return {name: cut(x) for name, x in batch.items()}
 
 
-def band_sums(logsnr: Float[Array, " b"], losses: Float[Array, " b"]) -> Metrics:
-    """Sum of the losses and number of samples in each band of logSNR."""
+def band_sums(
+    logsnr: Float[Array, " b"], losses: Float[Array, " b"], weights: Float[Array, " b"] | float = 1.0
+) -> Metrics:
+    """Sum of the losses and number of samples in each band of logSNR, of samples with `weights`."""
     band = jnp.searchsorted(jnp.asarray(np.asarray(BANDS[1:-1], np.float32)), logsnr, side="right")
     zeros = jnp.zeros(len(BANDS) - 1, jnp.float32)
-    return {"band_loss": zeros.at[band].add(losses), "band_count": zeros.at[band].add(1.0)}
+    return {"band_loss": zeros.at[band].add(weights * losses), "band_count": zeros.at[band].add(weights)}
+
+
+def band_name(low: float, high: float) -> str:
+    """Of the loss in a band of logSNR; of characters that TensorBoard keeps in its tags."""
+    return f"loss_logsnr/{low:g}_{high:g}"

@@ -29,7 +29,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 def read(path: Path, count: int, area: int = 64) -> dict[str, tuple[str, np.ndarray]]:
     """Caption and picture by id, as training sees them."""
     config = DataConfig(
-        path=str(path), areas=(area,), ratios=("1/1",), batch_size=2, lr_side=2, caption_dropout=0.0
+        path=str(path), areas=(area,), ratios=("1/1",), batch_size=2, lr_latent=2, caption_dropout=0.0
     )
     with Loader(config) as loader:
         batches = [next(loader) for _ in range(count // 2)]

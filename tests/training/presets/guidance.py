@@ -17,7 +17,7 @@ config = dataclasses.replace(
         base.model,
         stage_c=dataclasses.replace(base.model.stage_c, levels=levels, timestep_conditions=("sca", "crp")),
         guidance=GuidanceConfig(
-            channels=16, inr_channels=16, inr_width=16, inr_heads=2, inr_head_dim=8, inr_groups=4
+            channels=16, inr_channels=16, inr_width=16, inr_heads=2, inr_head_dim=8, inr_groups=4, lr_side=8
         ),
     ),
     random_frozen=True,

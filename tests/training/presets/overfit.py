@@ -17,7 +17,7 @@ config = TrainConfig(
     task=StageCTask(train_text_encoder=True, dropout=False),
     model=dataclasses.replace(tiny, guidance=None),
     data=DataConfig(
-        areas=(128,), ratios=("1/1",), batch_size=8, lr_side=2, image_vector_probability=0.0,
+        areas=(128,), ratios=("1/1",), batch_size=8, lr_latent=2, image_vector_probability=0.0,
         caption_dropout=0.0,
     ),
     random_frozen=True,

@@ -27,8 +27,8 @@ def row(run: Path) -> dict[str, str]:
     try:
         config: dict[str, Any] = json.loads((run / "config.json").read_text(encoding="utf-8"))
         lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        # Steps that a killed run did again are logged again: the last line counts.
-        logged: dict[int, dict[str, Any]] = {line["step"]: line for line in lines}
+        # Steps that a killed run did again are logged again: the last line counts. Others are of validation.
+        logged: dict[int, dict[str, Any]] = {line["step"]: line for line in lines if "loss" in line}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{run} has no log of a run: {getattr(error, 'strerror', None) or error}") from error
     if not logged:

@@ -26,6 +26,8 @@ Batch = Mapping[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
 DROPOUT = 1000
 """Stream of a sample's random numbers in every task."""
+WITHOUT = {"clip_vision": "--data.image-vector-probability 0"}
+"""Options with which training does without a network."""
 SCANNABLE = ("stage_c", "stage_b")
 """Networks whose blocks can be stacked."""
 
@@ -48,6 +50,8 @@ class Task:
     """Base of all tasks."""
 
     config: TrainConfig
+    training: bool = True
+    """False: without dropout, and with the running statistics of batch norm, as `evaluating` gives it."""
 
     needs_images: ClassVar[bool] = True
     """Whether it needs pixels, so that cached latents do not do."""
@@ -72,6 +76,10 @@ class Task:
         """How noise is drawn, if it is."""
         return getattr(self.config.task, "diffusion", None)
 
+    def evaluating(self) -> Task:
+        """The task whose loss is that of the finished networks: what validation takes."""
+        return dataclasses.replace(self, training=False)
+
     def check(self) -> None:
         """Refuse data that the task cannot use.
 
@@ -80,8 +88,8 @@ class Task:
         """
         if self.needs_images and self.config.data.cached:
             raise UserError(
-                f"training {', '.join(self.trained)} needs images, and --data.cached is set: give the data "
-                "that `python -m ultrapixel_jax.data.build` wrote"
+                f"training {', '.join(self.trained)} needs images, and --data.cached is set: give "
+                "--data.no-cached and the data that `python -m ultrapixel_jax.data.build` wrote"
             )
 
     def flops(self, shapes: Shapes) -> int:

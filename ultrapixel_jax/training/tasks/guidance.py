@@ -105,7 +105,7 @@ class TrainGuidance(Task):
         x_hr = objective.diffuse(hr, epsilon, logsnr)
         predicted = model.denoise(
             x_hr, schedule.noise_level(logsnr, jnp), conditioning, prepared, scale,
-            dropout_keys=dropout_keys(batch, dropping=task.frozen_dropout),
+            dropout_keys=dropout_keys(batch, dropping=self.training and task.frozen_dropout),
         ).epsilon  # fmt: skip
         return Losses(objective.epsilon_loss(predicted, epsilon), logsnr)
 

@@ -63,4 +63,5 @@ class TrainLora(Task):
         config = self.config
         changes = lora.branches({"params": params["lora"]}, config.model.stage_c, scanned=config.scanned)
         changed = {**frozen["stage_c"], "lora": changes}
-        return denoising_loss(config, task.diffusion, changed, frozen, batch, task.frozen_dropout)
+        dropout = self.training and task.frozen_dropout
+        return denoising_loss(config, task.diffusion, changed, frozen, batch, dropout)

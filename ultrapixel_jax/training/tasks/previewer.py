@@ -56,7 +56,10 @@ class TrainPreviewer(Task):
         if self._encoder:
             encoder = EffnetEncoder(self.config.model.effnet_encoder)
             latent, changed["effnet_encoder"] = encoder.apply(
-                variables["effnet_encoder"], image.astype(self.dtype), train=True, mutable=["batch_stats"]
+                variables["effnet_encoder"],
+                image.astype(self.dtype),
+                train=self.training,
+                mutable=["batch_stats"],
             )
             latent = latent.astype(jnp.float32)
             # The latent's batch norm fixes its variance, not its tails, and stage C learns those badly.
@@ -68,7 +71,7 @@ class TrainPreviewer(Task):
             latent += task.latent_noise * normal(keys_of(batch, NOISE), latent.shape[1:])
         out: Any = None
         out, changed["previewer"] = Previewer(self.config.model.previewer).apply(
-            variables["previewer"], latent, train=True, mutable=["batch_stats"]
+            variables["previewer"], latent, train=self.training, mutable=["batch_stats"]
         )
         target = jax.image.resize(image, out.shape, "linear")
         return Losses(jnp.square(out - target).mean((1, 2, 3)) + outliers, collections=changed)

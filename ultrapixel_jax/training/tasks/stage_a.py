@@ -67,7 +67,7 @@ class TrainStageA(Task):
         use = uniform(keys_of(batch, QUANTIZE)) < task.quantize_probability
 
         def reconstruct(module: StageA, image: Array) -> tuple[Array, Array]:
-            latent = module.encode(image, train=True)
+            latent = module.encode(image, train=self.training)
             quantized, _, quantizer = module.quantize(latent)
             straight = latent + jax.lax.stop_gradient(quantized - latent)
             return module.decode(jnp.where(use[:, None, None, None], straight, latent)), quantizer

@@ -40,6 +40,8 @@ T, NOISE, DROP, SCALE, PYRAMID = range(5)
 """Streams of a sample's random numbers; the pyramid takes one per level from the last on."""
 DRAW = 1 << 16
 """First number of the keys of a sample's noised copies."""
+ENCODED = 0.75
+"""Scale at which stage C's latent has a picture: the encoder's 32 pixels of each position's 42.67."""
 PYRAMID_DECAY = 0.75
 """Weight of level i of the pyramid is this to the power i."""
 
@@ -112,7 +114,7 @@ class TrainStageB(Task):
         )
         predicted: Any = model.apply(
             variables["stage_b"], x, schedule.noise_level(logsnr, jnp), conditioning,
-            dropout_keys=dropout_keys(batch, dropping=task.dropout),
+            dropout_keys=dropout_keys(batch, dropping=self.training and task.dropout),
         )  # fmt: skip
         updated = {"effnet_encoder": changed} if task.train_encoder else {}
         return Losses(objective.epsilon_loss(predicted, epsilon), logsnr, updated)
@@ -124,7 +126,7 @@ class TrainStageB(Task):
         task = self.config.task
         assert isinstance(task, StageBTask)
         encoder = EffnetEncoder(self.config.model.effnet_encoder)
-        train = task.train_encoder
+        train = self.training and task.train_encoder
 
         def at_scale(scale: float, image: Array) -> tuple[Array, Any]:
             b, h, w, c = image.shape
@@ -135,7 +137,10 @@ class TrainStageB(Task):
             return resize_bilinear(z.astype(jnp.float32), inner), changed
 
         # One branch per scale, since each has shapes of its own; the results have one.
-        branches = [functools.partial(at_scale, scale) for scale in task.condition_scales]
+        scales = task.condition_scales
+        if not self.training:
+            scales = (min(scales, key=lambda scale: abs(scale - ENCODED)),)
+        branches = [functools.partial(at_scale, scale) for scale in scales]
         which = jnp.floor(uniform(keys_of(batch, SCALE))[0] * len(branches)).astype(jnp.int32)
         return jax.lax.switch(which, branches, image)
 

@@ -77,8 +77,9 @@ class TrainStageC(Task):
         assert isinstance(task, StageCTask)
         variables = {name: {"params": params[name], **collections[name]} for name in self.trained}
         return denoising_loss(
-            self.config, task.diffusion, variables["stage_c"], {**frozen, **variables}, batch, task.dropout
-        )
+            self.config, task.diffusion, variables["stage_c"], {**frozen, **variables}, batch,
+            self.training and task.dropout,
+        )  # fmt: skip
 
 
 def denoising_loss(

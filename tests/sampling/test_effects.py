@@ -1,0 +1,158 @@
+"""Nothing is accepted and then ignored: options and components have an effect, or say that they have none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from convert import __main__ as convert
+from tests.sampling.test_sample import FakeCascade, fake
+from ultrapixel_jax.checkpoints import weights
+from ultrapixel_jax.checkpoints.sources import Sources
+from ultrapixel_jax.config import COMPONENTS, CascadeConfig, DiffusionConfig
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models import components
+from ultrapixel_jax.sampling import options
+from ultrapixel_jax.sampling.effects import OF_ENTRIES, RULES, Situation, without_effect
+from ultrapixel_jax.sampling.requests import SETTINGS, SETTINGS_B, Entry, Request
+
+__all__ = ["fake"]
+
+ALWAYS = {
+    "help", "prompt", "prompts", "size", "height", "width", "reproduce", "checkpoint", "config", "dtype",
+    "preview", "quiet", "batch_size", "mesh", "process_index", "process_count", "distributed", "coordinator",
+    "cache_dir", "no_cache", "cfg", "cfg_b", "steps", "shift", "sampler", "eta", "schedule",
+}  # fmt: skip
+"""Options that always have an effect, as long as something is drawn with stage C."""
+
+
+def request(c: Mapping[str, Any] = {}, b: Mapping[str, Any] = {}) -> Request:
+    return Request("a", "", 0, 256, 256, DiffusionConfig(**c), DiffusionConfig(**b))
+
+
+ONE = {"requests": (request({"cfg": 1.0}, {"cfg": 1.0}),)}
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("tile", {"preview": True}, {}),
+    ("decode_memory", {"preview": True}, {}),
+    ("decode_memory", {"given": {"decode_memory", "tile"}}, {}),
+    *((name, {"preview": True}, {}) for name in SETTINGS_B),
+    ("cfg_hr", {"guided": False}, {}),
+    ("cfg_rescale", ONE, {"requests": (request({"cfg": 1.0, "cfg_hr": 2.0}), request())}),
+    ("cfg_rescale_b", ONE, {"requests": (request({"cfg": 1.0}),)}),
+    ("negative_prompt", ONE, {"requests": (request({"cfg": 1.0}),)}),
+    ("negative_prompt", {"requests": (request({"cfg": 1.0}),), "preview": True}, {}),
+    *((name, {"compile_only": True}, {}) for name in ("output", "save_latents", "seed", "num_images")),
+    *((name, {"compile_only": True}, {}) for name in {*SETTINGS, *SETTINGS_B} - {"cfg", "cfg_hr"}),
+    ("compile_only", {"cached": False}, {}),
+    ("comments", {"listed": False}, {}),
+    ("patience", {"together": False}, {}),
+    ("no_ema", {"run": False}, {}),
+    ("seed", {"entries": [Entry("a", seed=1)]}, {"entries": [Entry("a", seed=1), Entry("b")]}),
+    ("size", {"entries": [Entry("a", height=256, width=256)]}, {"entries": [Entry("a")]}),
+    ("steps", {"entries": [Entry("a", settings={"steps": 3})]}, {"entries": [Entry("a")]}),
+]
+"""An option, where it has no effect, and where it has."""
+
+
+@pytest.mark.parametrize(("name", "ignored", "used"), CASES)
+def test_an_option_without_effect_is_named(name: str, ignored: dict[str, Any], used: dict[str, Any]) -> None:
+    assert not without_effect(Situation(**{"given": {name}, **used}))
+    (line,) = without_effect(Situation(**{"given": {name}, **ignored}))
+    assert line.startswith(f"{name} without effect: ") and "\n" not in line
+
+
+def test_every_option_and_every_rule_is_thought_of() -> None:
+    known = {action.dest for action in options._parser()._actions}
+    ruled = {name for rule in RULES for name in rule.names}
+    assert ALWAYS | ruled | {*OF_ENTRIES} == known
+    assert {name for rule in RULES for name in rule.names} <= {name for name, *_ in CASES} | ALWAYS
+    assert {*SETTINGS, *SETTINGS_B} <= known  # what a line can say, the command line can too
+
+
+def test_what_lines_of_a_list_say_counts_too() -> None:
+    entries = [Entry("a", settings={"steps_b": 3, "cfg": 2.0})]
+    assert without_effect(Situation({"steps"}, entries, preview=True)) == [
+        "steps_b without effect: the previewer draws"
+    ]
+
+
+def test_sampling_says_it(fake: Any, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(FakeCascade, "unused", ("controlnet of X without effect: no",))
+    fake("--prompt", "a", "--preview", "--tile", "64", "--steps-b", "3", "--comments", "--no-ema")
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")] == [
+        "warning: steps_b, tile without effect: the previewer draws",
+        "warning: comments without effect: there is no list of prompts",
+        "warning: no_ema without effect: the weights are no training run's",
+        "warning: controlnet of X without effect: no",
+    ]
+    fake("--prompt", "a")
+    assert capsys.readouterr().err.count("warning: ") == 1
+
+
+# -- components
+
+DRAWS = {"clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer", "lora"}
+"""Components that pictures depend on."""
+TRAINS = {"effnet_encoder"}
+"""Those that are for training alone, as everybody expects."""
+
+
+def test_every_component_draws_trains_or_is_announced() -> None:
+    announced = {name for name in components.CONFIGS if weights.not_used(name, "X")}
+    assert {*components.CONFIGS} == DRAWS | TRAINS | announced == {*COMPONENTS}
+    assert not announced & (DRAWS | TRAINS)
+    for name in ("controlnet", "controlnet_canny", "clip_vision", "what_is_this"):
+        said = weights.not_used(name, "X")
+        assert said and said.startswith(f"{name} of X without effect: ")
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_loading_a_checkpoint_with_all_of_them(tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, names = CascadeConfig(), [*components.CONFIGS, "controlnet_canny", "strange"]
+    entries = {name: SimpleNamespace(origin="X", config=getattr(config, name, {})) for name in names}
+    changes = {"params": {"embeddings": 1} if tokens else {}}
+
+    sources = Sources(())
+    sources.entries, sources.config = entries, config  # type: ignore[assignment]
+    monkeypatch.setattr(sources, "load", lambda name, *_, **__: changes if name == "lora" else {"params": {}})
+    monkeypatch.setattr(weights.lora, "merge", lambda variables, changes: variables)
+    wanted = ["stage_c"]
+    found = weights.from_sources(sources, None, wanted, what="", dtype="float32", mesh=None).unused
+    assert [line.split(" of X")[0] for line in found] == [
+        "clip_vision", "controlnet", "controlnet_canny", "strange", *["the new text tokens"][: int(tokens)],
+    ]  # fmt: skip
+
+
+# -- conversion
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--export", "--dtype", "bfloat16"], "--dtype has no effect on export: each tensor"),
+        (["--export", "--compress"], "--compress has no effect on export: released files"),
+        (["--export", "--tokenizer", "x"], "--tokenizer has no effect on export"),
+        (["--export", "--config", "x"], "--config has no effect on export: checkpoints and runs have"),
+        (["--export", "--mantissa-bits", "3"], "--mantissa-bits has no effect on export"),
+        (["--mantissa-bits", "3"], "--mantissa-bits has no effect on conversion: it rounds"),
+    ],
+)
+def test_options_of_conversion_without_effect_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        convert.run([*arguments, "/nowhere", "/nowhere/else"])
+    of_sources = {action.dest for action in convert.parser()._actions} - {
+        "help",
+        "paths",
+        "export",
+        "component",
+    }
+    assert of_sources == {*convert.ONLY}
+
+
+def test_situations_have_a_field_for_each_condition() -> None:
+    assert all(rule.holds(Situation(set())) is False for rule in RULES if "compile_only" not in rule.names)
+    assert len(dataclasses.fields(Situation)) == 10

@@ -1,0 +1,108 @@
+"""What was asked for and has no effect here, in words: nothing is accepted and then ignored in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence, Set
+from typing import NamedTuple
+
+from ultrapixel_jax.sampling.requests import SETTINGS, SETTINGS_B, Entry, Request
+
+
+@dataclasses.dataclass(frozen=True)
+class Situation:
+    """What decides which options have an effect."""
+
+    given: Collection[str]
+    """Options of ``sample.py``, or arguments in Python, by names with underscores."""
+    entries: Sequence[Entry] = ()
+    requests: Sequence[Request] = ()
+    preview: bool = False
+    """Whether the previewer draws."""
+    guided: bool = True
+    """Whether the model has guidance, and with it two passes."""
+    compile_only: bool = False
+    cached: bool = True
+    """Whether compiled programs are kept."""
+    listed: bool = True
+    """Whether there is a prompts file."""
+    together: bool = True
+    """Whether processes share a mesh."""
+    run: bool = True
+    """Whether weights come from a training run."""
+
+
+class Rule(NamedTuple):
+    """Names that have no effect where a condition holds, and why."""
+
+    names: Set[str]
+    holds: Callable[[Situation], bool]
+    why: str
+
+
+def _plain_c(s: Situation) -> bool:
+    """Whether no pass of stage C has classifier-free guidance."""
+    return bool(s.requests) and all(
+        r.stage_c.cfg == 1 and (not s.guided or r.stage_c.effective_cfg_hr == 1) for r in s.requests
+    )
+
+
+def _plain_b(s: Situation) -> bool:
+    return bool(s.requests) and all(r.stage_b.cfg == 1 for r in s.requests)
+
+
+RULES = (
+    Rule({"tile", "decode_memory", *SETTINGS_B}, lambda s: s.preview, "the previewer draws"),
+    Rule(
+        {"decode_memory"}, lambda s: not s.preview and "tile" in s.given, "the size of tiles is given with it"
+    ),
+    Rule({"cfg_hr"}, lambda s: not s.guided, "the model has no guidance, and so one pass"),
+    Rule({"cfg_rescale"}, _plain_c, "there is nothing to rescale where weights of guidance are 1"),
+    Rule({"cfg_rescale_b"}, _plain_b, "there is nothing to rescale where weights of guidance are 1"),
+    Rule(
+        {"negative_prompt"},
+        lambda s: _plain_c(s) and (s.preview or _plain_b(s)),
+        "it counts through classifier-free guidance, whose weights are 1",
+    ),
+    Rule(
+        {"output", "save_latents", "seed", "num_images", "negative_prompt", *SETTINGS, *SETTINGS_B}
+        - {"cfg", "cfg_hr"},
+        lambda s: s.compile_only,
+        "nothing is drawn",
+    ),
+    Rule({"compile_only"}, lambda s: not s.cached, "no cache keeps what is compiled"),
+    Rule({"comments"}, lambda s: not s.listed, "there is no list of prompts"),
+    Rule({"patience"}, lambda s: not s.together, "no other process is waited for"),
+    Rule({"no_ema"}, lambda s: not s.run, "the weights are no training run's"),
+)  # fmt: skip
+"""In the order in which they are told; the first that holds counts."""
+OF_ENTRIES = ("negative_prompt", "seed", "height", "width", "num_images")
+"""What each picture of a list may say for itself, beside settings; the option is for those that do not."""
+
+
+def without_effect(situation: Situation) -> list[str]:
+    """A line for each reason for which something that was given has no effect."""
+    lines: dict[str, list[str]] = {}
+    told: set[str] = set()
+
+    def tell(name: str, why: str) -> None:
+        if name not in told:
+            told.add(name)
+            lines.setdefault(why, []).append(name)
+
+    for name in situation.given:
+        names = ("height",) if name == "size" else (name,)
+        if situation.entries and all(_says(entry, n) for entry in situation.entries for n in names):
+            tell(name, "each picture of the list says its own")
+    asked = {*situation.given, *(name for entry in situation.entries for name in entry.settings)}
+    asked |= {name for name in OF_ENTRIES if any(_says(entry, name) for entry in situation.entries)}
+    for rule in RULES:
+        for name in sorted(rule.names & asked) if rule.holds(situation) else ():
+            tell(name, rule.why)
+    return [f"{', '.join(sorted(names))} without effect: {why}" for why, names in lines.items()]
+
+
+def _says(entry: Entry, name: str) -> bool:
+    if name in SETTINGS or name in SETTINGS_B:
+        return name in entry.settings
+    return name in OF_ENTRIES and getattr(entry, name) is not None

@@ -1,0 +1,161 @@
+"""``train.py … --dry-run``: what a run would be, checked as far as that goes; writes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from ultrapixel_jax.checkpoints.runs import saved_steps
+from ultrapixel_jax.checkpoints.sources import Sources, difference
+from ultrapixel_jax.config import to_dict
+from ultrapixel_jax.data.loader import Loader
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models import components, scan
+from ultrapixel_jax.report import device_memory
+from ultrapixel_jax.training import machines
+from ultrapixel_jax.training import state as states
+from ultrapixel_jax.training.checkpoints import check_directory, is_finished
+from ultrapixel_jax.training.config import TrainConfig
+from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
+from ultrapixel_jax.training.log import describe
+from ultrapixel_jax.training.optimizer import make_optimizer
+from ultrapixel_jax.training.pictures import make_pictures
+from ultrapixel_jax.training.step import make_step
+from ultrapixel_jax.training.tasks import make_task
+from ultrapixel_jax.training.tasks.base import WITHOUT, Task
+
+
+def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
+    """Check machines, data, sources, directory and memory of a run; what it would be, line by line.
+
+    Args:
+        config: of the run.
+        compiled: compile the step for the bucket with the largest pictures too, and ask the compiler for the
+            memory that it takes beside its arguments. Takes as long as the first step of the run.
+
+    Raises:
+        UserError: the run would end with it.
+    """
+    machines.join(config.machines)
+    mesh = machines.mesh_of(config.mesh)
+    with jax.set_mesh(mesh):
+        if is_finished(config):
+            return [f"finished already: {config.output} has all {config.steps} steps"]
+        rows = rows_of_batch(mesh, config.data.batch_size, config.optimizer.accumulate)
+        task = make_task(config)
+        task.check()
+        with Loader(config.reading, rows=rows, held_out=config.validation.share) as loader:
+            sources = Sources(config.sources)
+            if config.random_frozen:
+                sources.fill_with_random(config.model, config.seed)
+            sources.require(task.frozen, f"training {', '.join(task.trained)}", WITHOUT)
+            started = task.trained if config.start_from_sources else ()
+            for name in (*task.frozen, *(name for name in started if name in sources.entries)):
+                check_variant(config, sources, name)
+            inputs = Inputs(task, sources.tokenizer, mesh)
+            if config.pictures.every:
+                make_pictures(task, sources, mesh, inputs.place)
+            check_directory(epath.Path(config.output), config)
+            largest = max(loader.bucket_counts(), key=lambda size: size[0] * size[1])
+            loader.seek(next(k for k in range(2**62) if loader.sizes[loader.plan.batch(k).bucket] == largest))
+            arrays = inputs(next(loader))  # so that the data can be read, and fit
+            optimizer = make_optimizer(config.optimizer, config.steps)
+            abstract = jax.eval_shape(states.creator(task, optimizer), {})
+            shardings = states.state_shardings(abstract, optimizer, mesh)
+            state = states.place(abstract, shardings)
+            steps = saved_steps(config.output)
+            lines = describe(task, state, mesh, loader, steps[-1] if steps else 0)
+            frozen = {name: abstract_network(task, name, mesh) for name in task.frozen}
+            parts = {
+                "trained parameters": state.params,
+                "optimizer": state.optimizer,
+                "moving average": state.ema,
+                "frozen networks": frozen,
+                "a batch of the largest bucket": arrays,
+            }
+            sizes = {name: device_bytes(tree) for name, tree in parts.items()}
+            lines.append(f"memory on each device: {memory_line(sizes)}")
+            if compiled:
+                step = jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+                found: Any = step.lower(state, frozen, arrays).compile().memory_analysis()
+                taken = found.argument_size_in_bytes + found.temp_size_in_bytes
+                lines.append(
+                    f"the compiler's reckoning for {largest[0]}x{largest[1]}: {gigabytes(taken)}, of which "
+                    f"{gigabytes(found.temp_size_in_bytes)} are temporary"
+                )
+                check_fits(taken)
+            else:
+                check_fits(sum(sizes.values()))
+                lines.append("temporary values come on top: --dry-run compile asks the compiler for them")
+    every = config.checkpoints.every
+    lines.append(f"would train {config.steps} steps into {config.output}, with a checkpoint every {every}")
+    return lines
+
+
+def check_variant(config: TrainConfig, sources: Sources, name: str) -> None:
+    """Compare a source's network with the configuration's, as loading does, without reading it.
+
+    Raises:
+        UserError: it is another variant.
+    """
+    entry = sources.entries[name]
+    if different := difference(to_dict(getattr(config.model, name)), entry.info.config):
+        raise UserError(f"{entry.origin} is of another variant: {name}{different}")
+
+
+def abstract_network(task: Task, name: str, mesh: Mesh) -> Mapping[str, Any]:
+    """Shapes of a frozen network's arrays, and where they lie."""
+    dtype = jnp.float32 if name == "stage_a" else task.dtype  # as `states.frozen` loads them
+    config = getattr(task.config.model, name)
+    tree: Any = components.abstract(name, config)
+    if task.stacks(name):
+        tree = jax.eval_shape(lambda v: scan.stack(v, config), tree)
+    placed = states.variables_shardings(tree, mesh)
+
+    def one(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        kind = dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
+        return jax.ShapeDtypeStruct(x.shape, kind, sharding=sharding)
+
+    return jax.tree.map(one, tree, placed)
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a tree's arrays on each device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+        if hasattr(x, "sharding")
+    )
+
+
+def memory_line(sizes: Mapping[str, int]) -> str:
+    """`sizes` in words, and their sum beside what the device has."""
+    memory = device_memory()
+    there = f" of {gigabytes(memory[1])}" if memory else ""
+    parts = [f"{name} {gigabytes(n)}" for name, n in sizes.items() if n]
+    return f"{', '.join(parts)}; together {gigabytes(sum(sizes.values()))}{there}"
+
+
+def check_fits(taken: int) -> None:
+    """Refuse what cannot fit, where the device tells what it has.
+
+    Raises:
+        UserError: it is more than that.
+    """
+    memory = device_memory()
+    if memory and taken > memory[1]:
+        raise UserError(
+            f"the run takes {gigabytes(taken)} on each device, which has {gigabytes(memory[1])}: use "
+            "more devices with --mesh.fsdp, more parts with --optimizer.accumulate, or smaller --data.areas"
+        )
+
+
+def gigabytes(n: int) -> str:
+    """`n` bytes, in GB or, of less than one, MB."""
+    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"

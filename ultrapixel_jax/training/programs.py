@@ -1,0 +1,28 @@
+"""Compiled programs of a run, one for each bucket, and the word that is said of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from ultrapixel_jax.training.log import Log
+
+
+class Programs:
+    """Compiles a jitted function for the shapes of each bucket when it is met, and says so."""
+
+    def __init__(self, log: Log, buckets: int) -> None:
+        """Of data in so many buckets."""
+        self._log, self._buckets = log, buckets
+        self._compiled: dict[Any, Any] = {}
+
+    def run(self, what: str, function: Any, arguments: tuple[Any, ...], bucket: tuple[int, int]) -> Any:
+        """`function(*arguments)`, whose last one is a batch's arrays by name; `what` names the function."""
+        shapes = (what, *(x.shape for x in jax.tree.leaves(arguments[-1])))
+        if shapes not in self._compiled:
+            met = sum(known[0] == what for known in self._compiled) + 1
+            height, width = bucket
+            with self._log.compiling(f"{what} for bucket {height}x{width}", met, self._buckets):
+                self._compiled[shapes] = function.lower(*arguments).compile()
+        return self._compiled[shapes](*arguments)
