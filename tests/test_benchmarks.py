@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from benchmarks.pallas_depthwise import depthwise
 from ultrapixel_jax.models import convolutions
@@ -28,5 +29,8 @@ def test_pallas_depthwise_lowers_for_gpus() -> None:
         jax.ShapeDtypeStruct((2, 96, 96, 2048), jnp.bfloat16),
         jax.ShapeDtypeStruct((3, 3, 2048), jnp.bfloat16),
     )
-    traced = jax.jit(lambda x, kernel: depthwise(x, kernel)).trace(x, kernel)
-    assert "custom_call" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    # From jax 0.12 on, the GPU that is lowered for has to be named.
+    gpu = AbstractMesh((), (), abstract_device=AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"))
+    with use_abstract_mesh(gpu):
+        traced = jax.jit(lambda x, kernel: depthwise(x, kernel)).trace(x, kernel)
+        assert "custom_call" in traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -95,7 +95,8 @@ def load_config(path: str | Path, kind: type = CascadeConfig) -> Any:
 def _explain_type_error(error: TypeError) -> str:
     text = str(error)
     if "unexpected keyword argument" in text:
-        name = text.rsplit("'", 2)[-2]
+        # From Python 3.12 on, the text may go on with a name that was perhaps meant.
+        name = text.partition("unexpected keyword argument")[2].split("'")[1]
         cls = text.split(".", 1)[0]
         found = (vars(networks) | vars(cascade)).get(cls)
         if dataclasses.is_dataclass(found):
