@@ -46,7 +46,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("negative_prompt", ONE, {"requests": (request({"cfg": 1.0}),)}),
     ("negative_prompt", {"requests": (request({"cfg": 1.0}),), "preview": True}, {}),
     *((name, {"compile_only": True}, {}) for name in ("output", "save_latents", "seed", "num_images")),
-    *((name, {"compile_only": True}, {}) for name in {*SETTINGS, *SETTINGS_B} - {"cfg", "cfg_hr"}),
+    *((name, {"compile_only": True}, {}) for name in sorted({*SETTINGS, *SETTINGS_B} - {"cfg", "cfg_hr"})),
     ("compile_only", {"cached": False}, {}),
     ("comments", {"listed": False}, {}),
     ("patience", {"together": False}, {}),
