@@ -36,6 +36,32 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+LONGEST = (
+    "sampling/test_pipeline", "training/test_start_from_sources", "training/test_tasks",
+    "training/test_machines", "training/test_resume", "demo/test_demo", "training/test_overfit", "sampling/test_end_to_end",
+    "checkpoints/test_runs", "models/test_scan", "convert/test_formats", "training/test_gradients",
+    "diffusion/test_two_branch", "training/test_pictures", "measure/test_detect", "models/test_stage_c",
+    "training/test_muon", "training/test_finite_differences", "models/test_rows",
+)  # fmt: skip
+"""Files that take a minute or more of a core, the longest first."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers take files in the order below, not by how many tests there are in them."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that no worker is left with one when the other has none."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+
+    def place(item: pytest.Item) -> int:
+        return places.get("/".join(item.path.with_suffix("").parts[-2:]), len(LONGEST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture
 def golden():
     """Reader of the recordings: `golden("stage_c")` gives (inputs and outputs, metadata)."""

@@ -155,7 +155,7 @@ def test_mantissas_rounded_where_runs_are_gathered(guidance, tmp_path: Path, cap
         assert (np.rint(np.frexp(found)[0] * 2**4) == np.frexp(found)[0] * 2**4).all()
     for options, message in (
         ([str(guidance[0]), str(tmp_path / "2"), "--mantissa-bits", "24"], "24 is outside 0 to 23"),
-        (["--export", str(guidance[0]), str(tmp_path / "2"), "--mantissa-bits", "3"], "is for gathering"),
+        (["--export", str(guidance[0]), str(tmp_path / "2"), "--mantissa-bits", "3"], "no effect on export"),
     ):
         assert convert.main(options) == 2
         assert message in capsys.readouterr().err

@@ -211,7 +211,8 @@ def test_text_of_cached_latents_can_be_computed_in_training() -> None:
     later = dataclasses.replace(config, data=dataclasses.replace(config.data, cached_text=False))
     # Fresh weights give zero whatever the text; these do not.
     frozen = load_weights(None, tiny, dtype="float32", mesh=None, preview=True).variables
-    batch = {**latents(config), "caption": ["a red circle", ""]}
+    side = config.reading.lr_latent
+    batch = {**latents(config, lr=(side, side)), "bucket": (256, 256), "caption": ["a red circle", ""]}
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
 
     def loss(config: Any, batch: dict[str, Any]) -> Any:
