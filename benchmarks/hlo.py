@@ -79,13 +79,14 @@ def collectives(text: str) -> list[Collective]:
     """
     computations, entry = parse(text)
     partitions = int(m[1]) if (m := re.search(r"num_partitions=(\d+)", text)) else 1
-    out = []
+    out, in_parts, counted = [], _in_parts(computations), set()
     for name, times in _runs(computations, entry).items():
         body = computations[name]
         for at in body:
             kind = at.opcode.removesuffix("-start")
-            if kind not in KINDS:
+            if kind not in KINDS or (channel := _channel(at)) in counted:
                 continue
+            counted |= {channel} & in_parts
             given = _result(at)
             size, group = sum(map(nbytes, shapes(given))), _group(at.rest, partitions)
             if kind == "all-reduce" and _scatters(name, body):
@@ -94,6 +95,21 @@ def collectives(text: str) -> list[Collective]:
             text_of = ", ".join(re.sub(r"\{[^}]*\}", "", s) for s in shapes(given))
             out.append(Collective(kind, text_of, group, times, received(kind, size, group), where))
     return out
+
+
+def _channel(at: Instruction) -> str:
+    """Number of a collective's channel, "" without one."""
+    return m[1] if (m := re.search(r"channel_id=(\d+)", at.rest)) else ""
+
+
+def _in_parts(computations: dict[str, list[Instruction]]) -> set[str]:
+    """Channels of collectives that TPUs run in parts beside other work, each in a fusion of its own."""
+    return {
+        _channel(at)
+        for name, body in computations.items()
+        for at in body
+        if name.startswith("async_collective_fusion") and at.opcode in KINDS
+    } - {""}
 
 
 def received(kind: str, size: int, group: int) -> int:

@@ -37,12 +37,26 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 
 LONGEST = (
-    "sampling/test_pipeline", "training/test_start_from_sources", "training/test_tasks",
-    "training/test_machines", "training/test_resume", "demo/test_demo", "training/test_overfit", "sampling/test_end_to_end",
-    "checkpoints/test_runs", "models/test_scan", "convert/test_formats", "training/test_gradients",
-    "diffusion/test_two_branch", "training/test_pictures", "measure/test_detect", "models/test_stage_c",
-    "training/test_muon", "training/test_finite_differences", "models/test_rows",
-)  # fmt: skip
+    "sampling/test_pipeline",
+    "training/test_start_from_sources",
+    "training/test_tasks",
+    "training/test_machines",
+    "training/test_resume",
+    "demo/test_demo",
+    "training/test_overfit",
+    "sampling/test_end_to_end",
+    "checkpoints/test_runs",
+    "models/test_scan",
+    "convert/test_formats",
+    "training/test_gradients",
+    "diffusion/test_two_branch",
+    "training/test_pictures",
+    "measure/test_detect",
+    "models/test_stage_c",
+    "training/test_muon",
+    "training/test_finite_differences",
+    "models/test_rows",
+)
 """Files that take a minute or more of a core, the longest first."""
 
 

@@ -103,6 +103,37 @@ def test_loops_without_a_note_count_up_to_a_constant(note: str, turns: int) -> N
     assert note or totals(collectives(unknown))["all-gather"].count == 1
 
 
+IN_PARTS = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%fused_computation.1 (p0: f32[4,32]) -> (f32[32,32], u32[]) {
+  %p0 = f32[4,32]{1,0} parameter(0)
+  %first = f32[32,32]{1,0} all-gather(%p0), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%async_collective_fusion.2 (p0: f32[4,32]) -> (f32[32,32], f32[8]) {
+  %p0 = f32[4,32]{1,0} parameter(0)
+  %next = f32[32,32]{1,0} all-gather(%p0), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%fused_computation.3 (p0: f32[4,32]) -> f32[32,32] {
+  %p0 = f32[4,32]{1,0} parameter(0)
+  ROOT %last = f32[32,32]{1,0} all-gather(%p0), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+ENTRY %main (x: f32[4,32]) -> f32[32,32] {
+  %x = f32[4,32]{1,0} parameter(0)
+  %start = (f32[32,32]{1,0}, u32[]) fusion(%x), kind=kCustom, calls=%fused_computation.1
+  %beside = (f32[32,32]{1,0}, f32[8]{0}) fusion(%x), kind=kOutput, calls=%async_collective_fusion.2
+  ROOT %done = f32[32,32]{1,0} fusion(%x), kind=kCustom, calls=%fused_computation.3
+}
+"""
+
+
+def test_a_collective_in_parts_is_one() -> None:
+    assert totals(collectives(IN_PARTS)) == {"all-gather": Total(1, 32 * 32 * 4 * 7 // 8)}
+
+
 def test_called_computations_and_tuples() -> None:
     assert totals(collectives(FUSED)) == {
         "all-reduce": Total(1, 2 * 7 * (10 * 4 + 6) // 8),

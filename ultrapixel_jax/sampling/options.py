@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from ultrapixel_jax.checkpoints.runs import is_run
 from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
 from ultrapixel_jax.config import DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
@@ -250,6 +249,8 @@ def _check_together(values: argparse.Namespace, given: set[str]) -> None:
 def _existing_directory(path: AnyPath | None) -> AnyPath | None:
     if path is None:
         return None
+    from ultrapixel_jax.checkpoints.runs import is_run  # imports what --help need not wait for
+
     try:
         with bucket_errors(path):
             if path.is_dir() or is_run(path):  # RUN@STEP is no directory
