@@ -13,9 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
+    from ultrapixel_jax.config.version import __version__
     from ultrapixel_jax.data.build import build as build_data
     from ultrapixel_jax.errors import UserError
     from ultrapixel_jax.sampling.picture import Picture
@@ -28,6 +27,7 @@ _PUBLIC = {
     "UserError": "ultrapixel_jax.errors:UserError",
     "build_data": "ultrapixel_jax.data.build:build",
     "convert": "convert.convert:convert",
+    "__version__": "ultrapixel_jax.config.version:__version__",
     "train": "ultrapixel_jax.training.loop:train",
 }
 """Module and name there of every public name."""

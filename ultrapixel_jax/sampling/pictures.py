@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ultrapixel_jax import __version__
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig, from_dict, to_dict
+from ultrapixel_jax.config.version import __version__
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import fingerprint
 from ultrapixel_jax.sampling.picture import KEY, Picture
