@@ -173,3 +173,28 @@ def test_closed_descriptors_are_no_files_of_ours(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, check=False).returncode == 0
     assert (tmp_path / "file").read_text() == "kept"
+
+
+HEAVY = ("jax", "flax", "torch", "tensorflow_datasets", "grain", "transformers")
+ASK = """
+import contextlib, io, runpy, sys
+for name in sys.argv[1:]:
+    sys.argv, out, code = [name, "--help"], io.StringIO(), None
+    with contextlib.redirect_stdout(out):
+        try:
+            runpy.run_module(name, run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+    assert not code and "usage: " in out.getvalue(), (name, code, out.getvalue())
+    heavy = [module for module in {heavy} if module in sys.modules]
+    assert not heavy, (name, heavy)
+"""
+
+
+def test_help_imports_nothing_heavy() -> None:
+    # One process for all: what one imports would show in all after it, and the first is named.
+    code = ASK.replace("{heavy}", repr(HEAVY))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *COMMANDS], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
