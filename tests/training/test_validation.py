@@ -71,7 +71,10 @@ def validate(config: TrainConfig, tmp_path: Path, axes: dict[str, int]) -> tuple
     task, optimizer = make_task(config), make_optimizer(config.optimizer, config.steps)
     with jax.set_mesh(mesh):
         state = jax.jit(states.creator(task, optimizer), compiler_options=UNOPTIMISED)({})
-        state = state._replace(ema=jax.tree.map(lambda x: 1.5 * x + 0.1, state.params))
+        # Far from their initial values, with which dropout would hardly show.
+        rng = np.random.default_rng(0)
+        away = jax.tree.map(lambda x: x + 0.03 * rng.standard_normal(x.shape, np.float32), state.params)
+        state = state._replace(ema=away)
         shardings = states.state_shardings(jax.eval_shape(lambda: state), optimizer, mesh)
         state = jax.device_put(state, shardings)
         rows = rows_of_batch(mesh, config.data.batch_size, config.optimizer.accumulate)
