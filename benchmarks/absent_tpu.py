@@ -204,16 +204,8 @@ def program_of(
     name: str, config: Any, preset: Any, size: tuple[int, int], batch: int, mesh: Any, o: Any
 ) -> tuple[Any, int]:
     """(what lowers the program, bytes per chip of weights that lie beside it)."""
-    import math
-
-    import jax
-
     from benchmarks import programs
-
-    def own(tree: Any) -> int:
-        return sum(
-            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-        )
+    from ultrapixel_jax.sharding import device_bytes
 
     if name == "train":
         bucket = Bucket.of(*size, preset.model.guidance.lr_side if preset.model.guidance else 32)
@@ -223,7 +215,7 @@ def program_of(
     weights = programs.sampler_weights(config, mesh)
     used = programs.STAGES[name]
     of_all = programs.sampling(config, bucket, batch, mesh, tile=o.tile)
-    return of_all[name], own({part: w for part, w in weights.items() if part not in used})
+    return of_all[name], device_bytes({part: w for part, w in weights.items() if part not in used})
 
 
 def main(argv: list[str] | None = None) -> int:

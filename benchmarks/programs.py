@@ -61,11 +61,6 @@ class Training(NamedTuple):
     """Jitted."""
 
 
-def placed(tree: Any, at: Any) -> Any:
-    """Abstract arrays with their placements."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, at)
-
-
 def training(config: TrainConfig, hr: HW, lr: HW, batch: int, mesh: Mesh, accumulate: int = 1) -> Training:
     """The step of `config` on a batch of cached latents; to be called, and lowered, under `mesh`.
 
@@ -110,7 +105,7 @@ def training(config: TrainConfig, hr: HW, lr: HW, batch: int, mesh: Mesh, accumu
     frozen_at = {part: states.variables_shardings(v, mesh) for part, v in frozen.items()}
     batch_at = batch_sharding(mesh)
     return Training(
-        task, create, weights, shapes, placed(state, state_at), placed(frozen, frozen_at),
+        task, create, weights, shapes, states.place(state, state_at), states.place(frozen, frozen_at),
         {name: jax.ShapeDtypeStruct(*of, sharding=batch_at) for name, of in shapes.items()},
         jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(state_at, None)),
     )  # fmt: skip
@@ -123,7 +118,7 @@ def sampler_weights(config: CascadeConfig, mesh: Mesh, dtype: Any = jnp.bfloat16
         abstract = components.abstract(
             part, getattr(config, part), jnp.float32 if part == "stage_a" else dtype
         )
-        out[part] = placed(abstract, states.variables_shardings(abstract, mesh))
+        out[part] = states.place(abstract, states.variables_shardings(abstract, mesh))
     return out
 
 

@@ -14,7 +14,6 @@ host needs for passing the weights on.
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ def reckoned(config: Any, count: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from ultrapixel_jax.models import components
-    from ultrapixel_jax.sharding import make_mesh
+    from ultrapixel_jax.sharding import device_bytes, make_mesh
     from ultrapixel_jax.training import state as states
     from ultrapixel_jax.training.optimizer import make_optimizer
     from ultrapixel_jax.training.tasks import make_task
@@ -36,33 +34,21 @@ def reckoned(config: Any, count: int) -> dict[str, float]:
     mesh = make_mesh({"fsdp": count}, jax.devices()[:count])
     task, optimizer = make_task(config), make_optimizer(config.optimizer, config.steps)
 
-    def held(name: str, dtype: Any) -> Any:
-        """Abstract variables of a network as the task holds them, placed."""
-        variables = components.abstract(name, getattr(config.model, name), dtype)
-        variables = jax.eval_shape(lambda v: task.arrange(name, v), variables)
-        places = states.variables_shardings(variables, mesh)
-        return jax.tree.map(
-            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), variables, places
-        )
-
-    def share(x: Any) -> int:
-        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-
     with jax.set_mesh(mesh):
         make = states.creator(task, optimizer)
-        given = {name: held(name, jnp.float32) for name in task.trained}
+        given = {name: states.abstract(task, name, mesh, jnp.float32) for name in task.trained}
         shardings = states.state_shardings(jax.eval_shape(make, given), optimizer, mesh)
         made = jax.jit(make, donate_argnums=0, out_shardings=shardings).lower(given).compile()
         memory: Any = made.memory_analysis()
         frozen = [
-            share(x)
+            device_bytes(x)
             for name in task.frozen
-            for x in jax.tree.leaves(held(name, jnp.float32 if name == "stage_a" else task.dtype))
+            for x in jax.tree.leaves(states.abstract(task, name, mesh, states.frozen_dtype(task, name)))
         ]
     output = memory.output_size_in_bytes
     added = output - memory.alias_size_in_bytes + memory.temp_size_in_bytes
     sizes = {
-        "weights": sum(share(x) for x in jax.tree.leaves(given)),
+        "weights": device_bytes(given),
         "state": output,
         "peak": memory.argument_size_in_bytes + added,
         "frozen": sum(frozen),

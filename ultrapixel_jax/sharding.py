@@ -167,6 +167,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(ACTIVATION_AXES["batch"]))
 
 
+def device_bytes(tree: Any) -> int:
+    """Bytes of a tree's arrays, abstract or not, on each device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+        if hasattr(x, "sharding")
+    )
+
+
 def by_batch(x: Array) -> Array:
     """`x`, where devices of a mesh share it, divided along its first axis alone, if that divides."""
     placed = x.sharding

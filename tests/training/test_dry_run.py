@@ -14,7 +14,9 @@ import pytest
 import train
 from tests.training.tiny_run import PRESETS, STAGE_C
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sharding import device_bytes
 from ultrapixel_jax.training import dry_run as module
+from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.config import GuidanceTask, OptimizerConfig, TrainConfig, ValidationConfig
 from ultrapixel_jax.training.dry_run import dry_run
 from ultrapixel_jax.training.options import dry_run_of
@@ -60,7 +62,7 @@ def test_memory_of_a_sharded_state(latents: Path, tmp_path: Path, monkeypatch: p
     )  # fmt: skip
     mesh = jax.make_mesh((2, 4, 1, 1), ("data", "fsdp", "tensor", "rows"))
     task = make_task(config)
-    like = module.abstract_network(task, "stage_c", mesh)
+    like = states.abstract(task, "stage_c", mesh, states.frozen_dtype(task, "stage_c"))
     arrays = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), like)
     held = sum(
         shard.data.nbytes
@@ -68,7 +70,7 @@ def test_memory_of_a_sharded_state(latents: Path, tmp_path: Path, monkeypatch: p
         for shard in x.addressable_shards
         if shard.device == jax.devices()[0]
     )
-    assert module.device_bytes(like) == held < sum(x.nbytes for x in jax.tree.leaves(arrays))
+    assert device_bytes(like) == held < sum(x.nbytes for x in jax.tree.leaves(arrays))
     assert {x.dtype for x in jax.tree.leaves(like)} == {np.dtype("bfloat16")}
 
     said: dict[str, int] = {}

@@ -194,11 +194,19 @@ class Sources:
             UserError: no source has it, it is of another variant, damaged, out of reach, or does not fit
                 into memory.
         """
+        self.check(name, config)
+        return self.entries[name].load(Form(dtype, place, stacked))
+
+    def check(self, name: str, config: Any) -> None:
+        """Compare a network with the configuration of the one that is wanted, without reading it.
+
+        Raises:
+            UserError: no source has it, or it is of another variant.
+        """
         self.require([name], "this")
         entry = self.entries[name]
         if different := difference(to_dict(config), entry.info.config):
             raise UserError(f"{entry.origin} is of another variant: {name}{different}")
-        return entry.load(Form(dtype, place, stacked))
 
 
 def difference(ours: Any, theirs: Any, path: str = "") -> str | None:

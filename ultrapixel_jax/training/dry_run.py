@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
-from jax.sharding import Mesh
 
 from ultrapixel_jax.checkpoints.runs import saved_steps
-from ultrapixel_jax.checkpoints.sources import Sources, difference
-from ultrapixel_jax.config import to_dict
+from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.data.loader import Loader
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.models import components, scan
 from ultrapixel_jax.report import device_memory
+from ultrapixel_jax.sharding import device_bytes
 from ultrapixel_jax.training import machines
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.checkpoints import check_directory, is_finished
@@ -28,7 +24,7 @@ from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.pictures import make_pictures
 from ultrapixel_jax.training.step import make_step
 from ultrapixel_jax.training.tasks import make_task
-from ultrapixel_jax.training.tasks.base import WITHOUT, Task
+from ultrapixel_jax.training.tasks.base import WITHOUT
 
 
 def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
@@ -57,7 +53,7 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
             sources.require(task.frozen, f"training {', '.join(task.trained)}", WITHOUT)
             started = task.trained if config.start_from_sources else ()
             for name in (*task.frozen, *(name for name in started if name in sources.entries)):
-                check_variant(config, sources, name)
+                sources.check(name, getattr(config.model, name))
             inputs = Inputs(task, sources.tokenizer, mesh)
             if config.pictures.every:
                 make_pictures(task, sources, mesh, inputs.place)
@@ -71,7 +67,10 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
             state = states.place(abstract, shardings)
             steps = saved_steps(config.output)
             lines = describe(task, state, mesh, loader, steps[-1] if steps else 0)
-            frozen = {name: abstract_network(task, name, mesh) for name in task.frozen}
+            frozen = {
+                name: states.abstract(task, name, mesh, states.frozen_dtype(task, name))
+                for name in task.frozen
+            }
             parts = {
                 "trained parameters": state.params,
                 "optimizer": state.optimizer,
@@ -96,42 +95,6 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
     every = config.checkpoints.every
     lines.append(f"would train {config.steps} steps into {config.output}, with a checkpoint every {every}")
     return lines
-
-
-def check_variant(config: TrainConfig, sources: Sources, name: str) -> None:
-    """Compare a source's network with the configuration's, as loading does, without reading it.
-
-    Raises:
-        UserError: it is another variant.
-    """
-    entry = sources.entries[name]
-    if different := difference(to_dict(getattr(config.model, name)), entry.info.config):
-        raise UserError(f"{entry.origin} is of another variant: {name}{different}")
-
-
-def abstract_network(task: Task, name: str, mesh: Mesh) -> Mapping[str, Any]:
-    """Shapes of a frozen network's arrays, and where they lie."""
-    dtype = jnp.float32 if name == "stage_a" else task.dtype  # as `states.frozen` loads them
-    config = getattr(task.config.model, name)
-    tree: Any = components.abstract(name, config)
-    if task.stacks(name):
-        tree = jax.eval_shape(lambda v: scan.stack(v, config), tree)
-    placed = states.variables_shardings(tree, mesh)
-
-    def one(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        kind = dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
-        return jax.ShapeDtypeStruct(x.shape, kind, sharding=sharding)
-
-    return jax.tree.map(one, tree, placed)
-
-
-def device_bytes(tree: Any) -> int:
-    """Bytes of a tree's arrays on each device."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-        if hasattr(x, "sharding")
-    )
 
 
 def memory_line(sizes: Mapping[str, int]) -> str:

@@ -53,12 +53,20 @@ def given(task: Task, sources: Sources, mesh: Mesh) -> dict[str, Variables]:
 
 
 def frozen(task: Task, sources: Sources, mesh: Mesh) -> dict[str, Variables]:
-    """Frozen networks in the computation's dtype, spread over `mesh`, blocks stacked where scanned."""
-    # Stage A decodes pixels, for which bfloat16 is too coarse.
-    return {
-        name: _load(task, sources, mesh, name, jnp.float32 if name == "stage_a" else task.dtype)
-        for name in task.frozen
-    }
+    """Frozen networks, spread over `mesh`, blocks stacked where scanned."""
+    return {name: _load(task, sources, mesh, name, frozen_dtype(task, name)) for name in task.frozen}
+
+
+def frozen_dtype(task: Task, name: str) -> Any:
+    """In which a frozen network is held: the computation's; stage A's pixels need more than bfloat16."""
+    return jnp.float32 if name == "stage_a" else task.dtype
+
+
+def abstract(task: Task, name: str, mesh: Mesh, dtype: Any) -> dict[str, Any]:
+    """A component as `task` holds it, without values: shapes, dtypes, and where its arrays lie on `mesh`."""
+    variables = components.abstract(name, getattr(task.config.model, name), dtype)
+    variables = jax.eval_shape(lambda v: task.arrange(name, v), variables)
+    return place(variables, variables_shardings(variables, mesh))
 
 
 def _load(task: Task, sources: Sources, mesh: Mesh, name: str, dtype: Any) -> dict[str, Any]:
@@ -161,6 +169,6 @@ def _is_masked(x: Any) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
-def place(state: TrainState, shardings: TrainState) -> TrainState:
-    """An abstract state with its placement: what restoring needs."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+def place(abstract: Any, shardings: Any) -> Any:
+    """Abstract arrays with their placement: what restoring a state needs."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
