@@ -117,7 +117,7 @@ def import_tensors(
             continue
         for path, array in zip(step.paths, step.row.layout.forward(tensor), strict=True):
             keep = dtype is None or path.startswith("batch_stats/")
-            flat[path] = np.ascontiguousarray(array) if keep else np.ascontiguousarray(array, dtype)
+            flat[path] = _contiguous(array, None if keep else dtype)
     return traverse_util.unflatten_dict(flat, sep="/"), aside
 
 
@@ -168,7 +168,12 @@ def export_tensors(steps: Sequence[Step], flat: Mapping[str, Any]) -> Iterator[t
     """Yield `(key, tensor)` in the released layout, one at a time."""
     for step in steps:
         arrays = [np.asarray(flat[p]) for p in step.paths]
-        yield step.key, np.ascontiguousarray(step.row.layout.inverse(*arrays))
+        yield step.key, _contiguous(step.row.layout.inverse(*arrays))
+
+
+def _contiguous(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
+    """`array` as it lies in files; NumPy's own would give a scalar a dimension."""
+    return np.ascontiguousarray(array, dtype).reshape(np.shape(array))
 
 
 def _placeholder(shape: Sequence[int]) -> np.ndarray:

@@ -25,7 +25,7 @@ from ultrapixel_jax.config import CascadeConfig, from_dict, load_config, to_dict
 from ultrapixel_jax.data.paths import check_name
 from ultrapixel_jax.data.text import printable
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.models import components
+from ultrapixel_jax.models import components, measuring
 from ultrapixel_jax.models.components import parameter_count
 
 EXPORTED = "cascade.json"
@@ -62,6 +62,8 @@ def _load(path: Path) -> CascadeConfig:
 def component_name(found: Recognised) -> str:
     """Name in the checkpoint directory: a ControlNet's has its kind, as there may be several."""
     name = found.format.component
+    if name == "clip":  # a whole one, of which several measure pictures
+        return found.variant
     return f"{name}_{found.config.kind}" if name == "controlnet" else name
 
 
@@ -87,7 +89,7 @@ def convert(
     passed_over: list[Path] = []
     for whole in find_files(sources, passed_over):
         where = printable(whole.path)
-        for file, found in _networks(whole, known):
+        for file, found in _networks(whole, known, only):
             name = component_name(found)
             if only and name not in only:
                 continue
@@ -122,13 +124,13 @@ def convert(
                 dtypes,
             )
             print(row(*cells), flush=True)
-        if "clip_text" in chosen:
+        if "clip_text" in chosen or any(measuring.kind_of(name) == "clip" for name in chosen):
             _find_tokenizer(writer, tokenizer, sources)
     print(f"written: {output}")
 
 
 def _networks(
-    whole: TensorFile, known: Sequence[tuple[str, CascadeConfig]]
+    whole: TensorFile, known: Sequence[tuple[str, CascadeConfig]], only: Sequence[str]
 ) -> Iterator[tuple[TensorFile, Recognised]]:
     """What a file holds. Where a message has no room for all problems, they are put in a file."""
     where = printable(whole.path)
@@ -137,7 +139,7 @@ def _networks(
         if not formats_of(shapes):
             raise UserError(f"{where} is no checkpoint known here: {printable(look(whole.specs))}")
         try:
-            for found in recognise(shapes, known, where):
+            for found in recognise(shapes, known, where, only):
                 yield file, found
         except TableError as error:
             if not error.left_out:

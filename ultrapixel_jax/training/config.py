@@ -271,6 +271,46 @@ class PicturesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeasuresConfig:
+    """FID, KID, IS, CLIP score and PickScore of a fixed set that is drawn while training, with the moving
+    average of the parameters (docs/evaluation.md)."""
+
+    every: int = 0
+    """Steps between two sets, from before the first step on; 0 makes none."""
+    prompts: str = ""
+    """File of prompts, as for sample.py: a picture of each, always with the same noise."""
+    count: int = 0
+    """Of them, the first so many; 0 takes all."""
+    weights: tuple[str, ...] = ()
+    """Networks that measure: directories that conversion wrote; random:SEED is an untrained Inception."""
+    against: str = ""
+    """What FID and KID compare with: a folder of pictures, or a .npz file of statistics."""
+    resize: Literal["clean", "fidelity", "pytorch"] = "clean"
+    """How pictures are resized for Inception."""
+    crops: int = -1
+    """Of each picture at its own size, at random places, for the patch variants; -1 takes a grid, 0 none."""
+    size: tuple[int, int] = (1024, 1024)
+    """Height and width in pixels."""
+    preview: bool = False
+    """With the previewer in place of stages B and A."""
+    batch_size: int = 8
+    """Pictures drawn at once."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("every", 0), ("count", 0), ("crops", -1), ("batch_size", 1)):
+            if getattr(self, name) < low:
+                raise UserError(f"measures.{name} {getattr(self, name)} must be {low} or more")
+        if self.every:
+            for name in ("weights", "prompts"):
+                if not getattr(self, name):
+                    raise UserError(f"measures.every is set; it needs measures.{name}")
+        try:
+            check_size(*self.size)
+        except UserError as error:
+            raise UserError(f"measures.size: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
 class ValidationConfig:
     """The loss on examples that are never trained on, of the moving average where there is one: without
     dropout, with the same noise, crops and dropped captions each time."""
@@ -354,6 +394,7 @@ class TrainConfig:
     checkpoints: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     pictures: PicturesConfig = PicturesConfig()
+    measures: MeasuresConfig = MeasuresConfig()
     validation: ValidationConfig = ValidationConfig()
     machines: MachinesConfig = MachinesConfig()
 
