@@ -45,6 +45,7 @@ STOREYS: tuple[Mapping[str, str], ...] = (
         "diffusion": "schedules · loss · samplers · the two-branch sampler",
         "checkpoints": "directory · manifest · weights · tokenizer",
     },
+    {"layouts": "files of others: reading · names of their tensors · LoRA"},
     {
         "sampling": "stages · pipeline · requests · pictures · tiling · export",
         "data": "building · buckets · reading · cached latents",
@@ -127,7 +128,7 @@ def sizes(root: Path) -> str:
 
 SVG = "http://www.w3.org/2000/svg"
 WIDTH, LEVEL, LEFT, EAVES = 960, 74, 40, 150
-WALLS = ("#f7f1e6", "#eef3fb", "#eef3fb", "#eef3fb", "#fdf1e0", "#fdf1e0", "#e9f5ea")
+WALLS = ("#f7f1e6", "#eef3fb", "#eef3fb", "#eef3fb", "#eef3fb", "#fdf1e0", "#fdf1e0", "#e9f5ea")
 
 
 def svg() -> str:
