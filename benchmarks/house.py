@@ -40,6 +40,7 @@ STOREYS: tuple[Mapping[str, str], ...] = (
     {
         "models": "stages A, B, C · guidance (INR, fusion, SAN) · encoders · LoRA · ControlNet",
         "compilation": "compiler options · kept programs",
+        "controls": "edges · masks",
     },
     {
         "diffusion": "schedules · loss · samplers · the two-branch sampler",
