@@ -40,12 +40,16 @@ STOREYS: tuple[Mapping[str, str], ...] = (
     {
         "models": "stages A, B, C · guidance (INR, fusion, SAN) · encoders · LoRA · ControlNet",
         "compilation": "compiler options · kept programs",
+        "controls": "edges · masks",
     },
     {
         "diffusion": "schedules · loss · samplers · the two-branch sampler",
         "checkpoints": "directory · manifest · weights · tokenizer",
     },
-    {"data": "pictures · building · buckets · reading · cached latents"},
+    {
+        "data": "pictures · building · buckets · reading · cached latents",
+        "layouts": "files of others: reading · names of their tensors · LoRA",
+    },
     {"sampling": "stages · pipeline · requests · conditions · pictures · tiling · export"},
     {"training": "tasks · step · optimizer · state · checkpoints of a run · machines · log"},
     {"": "the public API"},
