@@ -242,7 +242,10 @@ def _controls(values: Mapping[str, Any]) -> tuple[Control, ...]:
     """Those that follow a picture, then those with a map."""
     named = [(kind, path, mask, False) for kind, path, mask in values.get("control", ())]
     named += [(kind, path, None, True) for kind, path in values.get("control_map", ())]
-    each = {field: _for_each(name, values.get(name), len(named)) for name, field in CONTROL_NUMBERS.items()}
+    each: dict[str, Any] = {
+        field: _for_each(name, values.get(name), len(named)) for name, field in CONTROL_NUMBERS.items()
+    }
+    own: list[Any] = [{field: n[k] for field, n in each.items() if n} for k in range(len(named))]
     of_all = {field: values[name] for name, field in CONTROL_REST.items() if name in values}
     return tuple(
         Control(
@@ -251,9 +254,9 @@ def _controls(values: Mapping[str, Any]) -> tuple[Control, ...]:
             mask and given.picture(mask),
             ready=ready,
             **of_all,
-            **{field: numbers[k] for field, numbers in each.items() if numbers},
+            **one,
         )
-        for k, (kind, path, mask, ready) in enumerate(named)
+        for (kind, path, mask, ready), one in zip(named, own, strict=True)
     )
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -46,7 +47,8 @@ class Maps(NamedTuple):
         first, stop = (
             np.ceil(np.round(share.astype(np.float64) * steps, 6)) for share in (self.start, self.until)
         )
-        return Control(self.maps, self.strength, first.astype(np.int32), stop.astype(np.int32))
+        steps_of = (jnp.asarray(v, jnp.int32) for v in (first, stop))
+        return Control(self.maps, jnp.asarray(self.strength), *steps_of)
 
 
 class Given(NamedTuple):
