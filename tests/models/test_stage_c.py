@@ -98,7 +98,7 @@ def test_guide_weights_on_both_sides_of_72_and_96_squared(i, weight):
 
 
 def test_controlnet_maps():
-    """The noise of a sampler's step, taken out of it by hand, is the recorded one, with maps at strength 1."""
+    """A sampler's step has the recorded noise, which is taken out of it by hand; maps at strength 1."""
     recorded = recorded_models.stage_c("stage_c_controlnet")
     x, c = recorded.nhwc("in.x_lr")[:1], conditioning(recorded)
     table = make_table(DiffusionConfig(steps=2, cfg=1.0, cfg_rescale=0.0, sampler="ddim"))

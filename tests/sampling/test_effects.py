@@ -28,7 +28,8 @@ __all__ = ["fake"]
 ALWAYS = {
     "help", "prompt", "prompts", "size", "height", "width", "reproduce", "checkpoint", "config", "dtype",
     "preview", "quiet", "batch_size", "mesh", "process_index", "process_count", "distributed", "coordinator",
-    "cache_dir", "no_cache", "lora", "token", "control", "control_map", "image_prompt", "inpaint", "cfg", "cfg_b", "steps", "shift", "sampler", "eta", "schedule",
+    "cache_dir", "no_cache", "lora", "token", "control", "control_map", "image_prompt", "inpaint",
+    "cfg", "cfg_b", "steps", "shift", "sampler", "eta", "schedule",
 }  # fmt: skip
 """Options that always have an effect, as long as something is drawn with stage C."""
 
@@ -120,7 +121,7 @@ def test_sampling_says_it(fake: Any, capsys: pytest.CaptureFixture[str], monkeyp
 DRAWS = {"clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer", "lora"}
 """Components that pictures depend on."""
 ASKED = {"effnet_encoder", "clip_vision", "controlnet"}
-"""Those that pictures depend on where somebody asks for it; of a ControlNet, the command says if nobody does."""
+"""Those that pictures depend on where somebody asks for it."""
 
 
 def test_every_component_draws_or_is_announced() -> None:
