@@ -106,7 +106,9 @@ def test_only_this_page_may_ask(web: Client, headers: dict[str, str], status: in
         ({"prompt": "x", "num_images": 17}, "17 pictures are too many"),
         ({"prompt": "x", "batch_size": 17}, "batch size 17"),
         ({"prompt": "x", "batch_size": True}, "batch size True"),
-        ({"prompt": "x", "name": "../x"}, "leave out 'name'"), ({"prompt": "x", "eta": 2}, "at most 1"),
+        ({"prompt": "x", "eta": 2}, "at most 1"),
+        ({"prompt": "x", "name": "../x"}, "unknown key: 'name'"),
+        ({"prompt": "x", "lora": "/etc/passwd"}, "unknown key: 'lora'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_said(web: Client, asked: dict[str, object], words: str) -> None:

@@ -7,9 +7,9 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.errors import UserError, unknown_key
 from ultrapixel_jax.sampling.prompts import entry
-from ultrapixel_jax.sampling.requests import MAX_SEED, Entry, check_seed
+from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B, Entry, check_seed
 
 MAX_PROMPT = 4_000
 """Characters of a prompt; the text encoder reads far fewer."""
@@ -18,6 +18,8 @@ MAX_IMAGES = 16
 MAX_BATCH = 16
 """Pictures at once, and with it the memory that a browser can ask for."""
 DEFAULT_SIDE = 1024
+KEYS = ("prompt", "negative_prompt", "seed", "height", "width", "num_images", *SETTINGS, *SETTINGS_B)
+"""What may be said. Prompt files know more: names of files, which are nothing for a browser."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +43,9 @@ def read(values: object) -> Ask:
     batch_size = found.pop("batch_size", 1)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= MAX_BATCH:
         raise UserError(f"batch size {batch_size!r:.80} is not a whole number from 1 to {MAX_BATCH}")
-    if "name" in found:
-        raise UserError("files are named by prompt and seed here; leave out 'name'")
+    for key in found:
+        if key not in KEYS:
+            raise UserError(unknown_key(key, KEYS, "key"))
     for key in ("prompt", "negative_prompt"):
         text = found.get(key)
         if isinstance(text, str) and len(text) > MAX_PROMPT:

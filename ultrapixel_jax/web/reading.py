@@ -82,7 +82,8 @@ def settings(path: Path, name: str) -> dict[str, Any]:
 
 
 def _asked(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    request, _ = pictures.recorded(metadata)
+    # Its conditions name files, which nothing that was sent here may have opened.
+    request, _ = pictures.recorded({key: metadata[key] for key in metadata if key != "conditions"})
     names = ("prompt", "negative_prompt", "seed", "height", "width")
     asked = {name: getattr(request, name) for name in names} | dataclasses.asdict(request.stage_c)
     of_b = dataclasses.asdict(request.stage_b)
