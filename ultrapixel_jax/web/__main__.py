@@ -57,7 +57,7 @@ def run(options: Options) -> None:
     studio = Studio(model, gallery, tile=options.tile, decode_memory=options.decode_memory)
     server.routes = Routes(studio, gallery, name=options.name)
     print(f"{options.name}, pictures in {options.output}: {server.address}", flush=True)
-    if not ipaddress.ip_address(server.server_address[0]).is_loopback:
+    if not ipaddress.ip_address(str(server.server_address[0])).is_loopback:
         print(
             f"warning: whoever reaches {server.address} can draw and see every picture; there is no password",
             file=sys.stderr,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import ipaddress
 import json
 import shutil
@@ -61,7 +62,7 @@ class RefusedError(Exception):
 class Answer:
     """What a browser gets."""
 
-    body: bytes | Path | Iterable[bytes]
+    body: bytes | Path | Iterator[bytes]
     """Bytes, a file, or a stream without end."""
     kind: str = "application/json"
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -85,7 +86,7 @@ class Asked:
     headers: Message
     length: int
     """Bytes of the body."""
-    stream: BinaryIO
+    stream: io.BufferedIOBase
     unread: int = 0
     """Bytes of the body that are not read yet."""
     proceed: Callable[[], Any] | None = None
@@ -328,9 +329,10 @@ class Handler(BaseHTTPRequestHandler):
             elif isinstance(answer.body, bytes):
                 self.wfile.write(answer.body)
             else:
-                self._stream(iter(answer.body))
+                assert not isinstance(answer.body, Path)
+                self._stream(answer.body)
 
-    def _stream(self, parts: Iterable[bytes] | Iterator[bytes]) -> None:
+    def _stream(self, parts: Iterator[bytes]) -> None:
         with contextlib.suppress(ConnectionError, TimeoutError):  # the reader has gone
             for part in parts:
                 self.wfile.write(part)
