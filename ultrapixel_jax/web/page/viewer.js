@@ -38,6 +38,9 @@ export function openViewer(which) {
   $("pane-a").querySelector(".openseadragon-canvas")?.focus();
 }
 
+/** OpenSeadragon's viewer of a pane. */
+export const viewerOf = (side) => panes[side]?.viewer;
+
 const pane = (side) => $(`pane-${side}`).parentElement;
 
 function show(side, which) {
