@@ -39,14 +39,14 @@ PATIENCE = 300_000
 
 
 @contextlib.contextmanager
-def server(output: Path) -> Iterator[str]:
-    """The demo's page; yields its address."""
+def server(output: Path) -> Iterator[tuple[str, int]]:
+    """The demo's page; yields its address and its process."""
     command = [sys.executable, "-m", "ultrapixel_jax.web", "--port", "0", "--output", str(output)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     try:
-        yield process.stdout.readline().split()[-1]
+        yield process.stdout.readline().split()[-1], process.pid
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
     finally:
@@ -245,8 +245,9 @@ def refused(page: Page) -> None:
 def by_keyboard(page: Page) -> None:
     """From the top of the page to a picture and back, without a mouse; every control has a name."""
     nameless = page.evaluate(
-        """() => [...document.querySelectorAll("button, input, select, textarea, progress, a")].filter((x) =>
-            !x.labels?.length && !x.getAttribute("aria-label") && !x.textContent.trim()).map((x) => x.outerHTML)"""
+        """() => [...document.querySelectorAll("button, input, select, textarea, progress, a")]
+            .filter((x) => !x.labels?.length && !x.getAttribute("aria-label") && !x.textContent.trim())
+            .map((x) => x.outerHTML)"""
     )
     assert not nameless, nameless
     page.reload()
@@ -279,16 +280,6 @@ def shoot(browser: Browser, address: str, shots: Path) -> None:
                 page.screenshot(path=shots / f"viewer-{name}-{scheme}.png")
 
 
-def memory(address: str) -> str:
-    """Most memory that the server had, in words."""
-    port = address.rstrip("/").rpartition(":")[2]
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"ultrapixel_jax.web" in path.read_bytes() and port:
-                return re.findall(r"VmHWM:\s*(.*)", (path.parent / "status").read_text())[0]
-    return "unknown"
-
-
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--chromium", default="/usr/bin/chromium")
@@ -306,7 +297,11 @@ def main() -> None:
             print(f"{what}: yes, {time.monotonic() - began:.1f} s{f' ({said})' if said else ''}", flush=True)
 
         browser = playwright.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])
-        with server(output) as address, person(browser, address) as one, person(browser, address) as other:
+        with (
+            server(output) as (address, process),
+            person(browser, address) as one,
+            person(browser, address) as other,
+        ):
             told("drawn, plan first", lambda: drawn(one, output))
             told(
                 "reloaded in the middle, cancelled, next one drawn",
@@ -325,7 +320,9 @@ def main() -> None:
             if options.shots:
                 told("pictures of the page", lambda: shoot(browser, address, options.shots))
             with urllib.request.urlopen(f"{address}api/model") as answer:
-                print(f"the server lives: {json.load(answer)['name']}; its largest memory {memory(address)}")
+                print(f"the server lives: {json.load(answer)['name']}")
+            (peak,) = re.findall(r"VmHWM:\s*(.*)", Path(f"/proc/{process}/status").read_text())
+            print(f"its largest memory: {peak}")
         print(f"Chromium {browser.version}")
         browser.close()
 
