@@ -15,6 +15,7 @@ from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
 from ultrapixel_jax.config import DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath, bucket_errors, place
+from ultrapixel_jax.sampling.condition_keys import KEYS
 from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B, check_prompt, with_settings
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
@@ -42,6 +43,8 @@ class Options:
     """Whether lines of the prompts file that begin with # are skipped."""
     settings: dict[str, Any]
     """Sampling that was given, by the names in `requests.SETTINGS` and `SETTINGS_B`."""
+    conditions: dict[str, Any]
+    """What steers pictures beside prompts, by the names in `condition_keys.KEYS`; no file is opened yet."""
     checkpoint: AnyPath | None
     config: Path | None
     dtype: str | None
@@ -101,7 +104,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         seed=_or(values.seed, 0),
         comments=values.comments,
         settings=settings,
-        checkpoint=_existing_directory(values.checkpoint),
+        conditions={
+            name: tuple(value) if key.several else value
+            for name, key in KEYS.items()
+            if (value := getattr(values, name)) is not None
+        },
+        checkpoint=existing_checkpoint(values.checkpoint),
         config=values.config,
         dtype=values.dtype,
         mesh=values.mesh,
@@ -128,6 +136,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
 # ---------------------------------------------------------------------------- the parser
 
 SIZE = Reader(parse_size, "HEIGHTxWIDTH")
+TILE = Reader(lambda text: None if text == "auto" else whole(8, 8192 // 4).read(text), "N|auto")
 
 
 def _parser() -> Parser:
@@ -175,6 +184,12 @@ def _parser() -> Parser:
                 more = {"metavar": "NAME"} if name == "schedule" else {}
                 option = f"--{name.replace('_', '-')}{suffix}"
                 p.option(option, SETTINGS[name], text, shown=shown, **more)
+    p.section("what steers it beside the prompt (docs/control.md)")
+    for name, key in KEYS.items():
+        often = {"action": "append"} if key.several else {}
+        p.option(
+            f"--{name.replace('_', '-')}", Reader(key.read, key.metavar), key.help, shown=key.shown, **often
+        )
     p.section("model")
     p.option("--checkpoint", place, "a checkpoint that `python -m convert` wrote", metavar="DIR")
     p.option("--config", Path, "a Python file with `config = CascadeConfig(...)`", metavar="FILE")
@@ -195,7 +210,7 @@ def _parser() -> Parser:
     batch = "pictures at once, rounded up to a multiple of data·fsdp"
     p.option("--batch-size", whole(1, 65_536), batch, shown="1")
     p.option("--mesh", MESH, "devices", shown="one")
-    p.option("--tile", _tile, "side of stage A's tiles in latents", shown="auto", metavar="N|auto")
+    p.option("--tile", TILE, "side of stage A's tiles in latents", shown="auto")
     p.option("--decode-memory", number(above=0), "memory that decoding may take, for --tile auto", shown="4",
              metavar="GB")  # fmt: skip
     p.flag("--compile-only", "compile every size in the list and stop")
@@ -246,7 +261,8 @@ def _check_together(values: argparse.Namespace, given: set[str]) -> None:
         raise UserError("processes that draw together share a mesh; give --mesh, such as data=16")
 
 
-def _existing_directory(path: AnyPath | None) -> AnyPath | None:
+def existing_checkpoint(path: AnyPath | None) -> AnyPath | None:
+    """Return `path` if a checkpoint or a run can be there; raise `UserError` otherwise."""
     if path is None:
         return None
     from ultrapixel_jax.checkpoints.runs import is_run  # imports what --help need not wait for
@@ -264,7 +280,3 @@ def _existing_directory(path: AnyPath | None) -> AnyPath | None:
 def _or(value: Any, default: Any) -> Any:
     """`value`, or `default` for None alone: 0 is a value."""
     return default if value is None else value
-
-
-def _tile(text: str) -> int | None:
-    return None if text == "auto" else whole(8, 8192 // 4)(text)
