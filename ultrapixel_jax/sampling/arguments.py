@@ -168,21 +168,22 @@ def _start(steering: Mapping[str, Any]) -> tuple[Start | None, Inpaint | None]:
         raise UserError("mask needs the image that it is of; give image too")
     if "image" in steering and "upscale" in steering:
         raise UserError("image and upscale do not go together; give one picture to draw from")
-    strengths = [
-        None if (value := steering.get(name)) is None else checked_number(name, value)
+    strengths: dict[str, Any] = {
+        name: checked_number(name, steering[name])
         for name in ("strength", "strength_hr")
-    ]
+        if steering.get(name) is not None
+    }
     if "upscale" in steering:
-        return begun(given.picture(steering["upscale"]), *strengths, default=UPSCALE), None
+        return begun(given.picture(steering["upscale"]), **strengths, default=UPSCALE), None
     if "image" not in steering:
         return None, None
     image = given.picture(steering["image"])
     if steering.get("mask") is None:
-        return begun(image, *strengths), None
+        return begun(image, **strengths), None
     inpaint = Inpaint(
         image, given.picture(steering["mask"]), checked_number("feather", steering.get("feather", FEATHER))
     )
-    return begun(image, *strengths, default=(1.0, 1.0)), inpaint
+    return begun(image, **strengths, default=(1.0, 1.0)), inpaint
 
 
 def _image_prompt(value: Any) -> ImagePrompt:
