@@ -47,9 +47,10 @@ STOREYS: tuple[Mapping[str, str], ...] = (
         "checkpoints": "directory · manifest · weights · tokenizer",
     },
     {
-        "sampling": "stages · pipeline · requests · pictures · tiling · export",
-        "data": "building · buckets · reading · cached latents",
+        "data": "pictures · building · buckets · reading · cached latents",
+        "layouts": "files of others: reading · names of their tensors · LoRA",
     },
+    {"sampling": "stages · pipeline · requests · conditions · pictures · tiling · export"},
     {"training": "tasks · step · optimizer · state · checkpoints of a run · machines · log"},
     {"": "the public API"},
     {"demo": "world: scenes, drawing, captions · measure: detector, scores, ablations"},
@@ -128,7 +129,7 @@ def sizes(root: Path) -> str:
 
 SVG = "http://www.w3.org/2000/svg"
 WIDTH, LEVEL, LEFT, EAVES = 960, 74, 40, 150
-WALLS = ("#f7f1e6", "#eef3fb", "#eef3fb", "#eef3fb", "#fdf1e0", "#fdf1e0", "#e9f5ea")
+WALLS = ("#f7f1e6", "#eef3fb", "#eef3fb", "#eef3fb", "#eef3fb", "#fdf1e0", "#fdf1e0", "#e9f5ea")
 
 
 def svg() -> str:

@@ -12,9 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert.apply import Step, export_specs, flatten, plan_export
 from convert.convert import EXPORTED
-from convert.files import write_safetensors
 from convert.formats import FORMATS, Format, file_keys
 from ultrapixel_jax.checkpoints.directory import read_manifest, restore
 from ultrapixel_jax.checkpoints.manifest import ComponentInfo
@@ -24,6 +22,8 @@ from ultrapixel_jax.config import from_dict, to_dict
 from ultrapixel_jax.data.paths import check_name
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath
+from ultrapixel_jax.layouts.apply import Step, export_specs, flatten, plan_export
+from ultrapixel_jax.layouts.files import write_safetensors
 from ultrapixel_jax.models import components
 from ultrapixel_jax.models.components import CONFIGS
 

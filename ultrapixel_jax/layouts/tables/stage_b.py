@@ -1,7 +1,7 @@
 """Stage B, released and diffusers layouts."""
 
-from convert.rows import CONV, CONV_TRANSPOSED, POINTWISE, conv, linear
-from convert.tables import unet
+from ultrapixel_jax.layouts.rows import CONV, CONV_TRANSPOSED, POINTWISE, conv, linear
+from ultrapixel_jax.layouts.tables import unet
 
 _COMMON = (
     *conv("effnet_mapper.0", "effnet_mapper/expand", POINTWISE),

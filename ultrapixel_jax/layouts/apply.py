@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from convert.rows import Row, fill
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.layouts.rows import Row, fill
 
 LONGEST = 1400
 """Characters of problems that one message has."""

@@ -1,6 +1,6 @@
 """A released LoRA file, whose numbers `convert.formats` has turned into names of attention weights."""
 
-from convert.rows import Row
+from ultrapixel_jax.layouts.rows import Row
 
 RELEASED = (
     *(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert.rows import CONV, Row, conv, linear, norm
+from ultrapixel_jax.layouts.rows import CONV, Row, conv, linear, norm
 
 
 def layers(source: str) -> tuple[Row, ...]:

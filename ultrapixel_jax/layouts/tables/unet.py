@@ -1,6 +1,6 @@
 """Rows that stages B and C share: the layers of a level."""
 
-from convert.rows import (
+from ultrapixel_jax.layouts.rows import (
     DEPTHWISE,
     FLATTEN,
     Row,

@@ -13,15 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.files import (
+from tests.layouts.reading import BF16, as_numpy, assert_same, one, refused, tensors
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.layouts.files import (
     SAFETENSORS_DTYPES,
     check_finite,
     find_files,
     open_file,
     write_safetensors,
 )
-from tests.convert.reading import BF16, as_numpy, assert_same, one, refused, tensors
-from ultrapixel_jax.errors import UserError
 
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from convert.rows import POINTWISE, Row, batch_norm, conv
-from convert.tables.efficientnet import backbone
 from ultrapixel_jax.config import EffnetEncoderConfig
+from ultrapixel_jax.layouts.rows import POINTWISE, Row, batch_norm, conv
+from ultrapixel_jax.layouts.tables.efficientnet import backbone
 
 
 def rows(config: EffnetEncoderConfig) -> tuple[Row, ...]:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from convert.files import TensorFile, find_files
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.layouts.files import TensorFile, find_files
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

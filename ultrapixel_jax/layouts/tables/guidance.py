@@ -5,7 +5,7 @@ the down places and 65 for the up places of the full model). `convert.keys` turn
 and `up.{i}`, which the rows below read.
 """
 
-from convert.rows import (
+from ultrapixel_jax.layouts.rows import (
     CONV,
     POINTWISE,
     Row,

@@ -13,8 +13,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from convert.torch_zip import MAX_PICKLE, DamagedError, Storage, Tensor, TorchZip, Unpickler, strided
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.layouts.torch_zip import (
+    MAX_PICKLE,
+    DamagedError,
+    Storage,
+    Tensor,
+    TorchZip,
+    Unpickler,
+    strided,
+)
 
 MAGIC = 0x1950A86A20F9469CFC6C
 HEAD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.convert.reading import as_numpy, assert_same, one, refused, tensors
+from tests.layouts.reading import as_numpy, assert_same, one, refused, tensors
 from ultrapixel_jax.errors import UserError
 
 

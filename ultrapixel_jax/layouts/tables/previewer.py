@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert.rows import CONV_TRANSPOSED, POINTWISE, Row, batch_norm, conv
+from ultrapixel_jax.layouts.rows import CONV_TRANSPOSED, POINTWISE, Row, batch_norm, conv
 
 POINTWISES = (0, 24)
 CONVS = (3, 9, 15, 21)

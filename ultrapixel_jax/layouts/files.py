@@ -20,12 +20,12 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from convert.describe import is_beside_weights
-from convert.torch_stream import HEAD, TorchStream
-from convert.torch_zip import NoWeightsError, TorchZip
 from ultrapixel_jax.checkpoints.tokenizer import FILES as TOKENIZER
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import is_full
+from ultrapixel_jax.layouts.describe import is_beside_weights
+from ultrapixel_jax.layouts.torch_stream import HEAD, TorchStream
+from ultrapixel_jax.layouts.torch_zip import NoWeightsError, TorchZip
 
 Spec = tuple[tuple[int, ...], np.dtype]
 """Shape and dtype of a tensor."""

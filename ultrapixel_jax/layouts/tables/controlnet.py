@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from convert.rows import POINTWISE, Row, conv, norm
-from convert.tables.efficientnet import backbone
 from ultrapixel_jax.config import ControlNetConfig
+from ultrapixel_jax.layouts.rows import POINTWISE, Row, conv, norm
+from ultrapixel_jax.layouts.tables.efficientnet import backbone
 
 PROJECTIONS = (
     *conv("projections.{n}.0", "projection_{n}/linear_0", POINTWISE, bias=False),

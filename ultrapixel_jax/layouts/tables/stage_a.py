@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convert.rows import CONV_TRANSPOSED, DEPTHWISE, POINTWISE, Row, batch_norm, conv, linear
+from ultrapixel_jax.layouts.rows import CONV_TRANSPOSED, DEPTHWISE, POINTWISE, Row, batch_norm, conv, linear
 
 
 def block(source: str, target: str) -> tuple[Row, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from convert.rows import CONV, DEPTHWISE, POINTWISE, Layout, Row, batch_norm, conv
 from ultrapixel_jax.config import EfficientNetConfig
+from ultrapixel_jax.layouts.rows import CONV, DEPTHWISE, POINTWISE, Layout, Row, batch_norm, conv
 
 
 def conv_norm(source: str, target: str, layout: Layout) -> tuple[Row, ...]:

@@ -1,7 +1,7 @@
 """Stage C, released and diffusers layouts."""
 
-from convert.rows import POINTWISE, conv, linear
-from convert.tables import unet
+from ultrapixel_jax.layouts.rows import POINTWISE, conv, linear
+from ultrapixel_jax.layouts.tables import unet
 
 _COMMON = (
     *linear("clip_txt_mapper", "clip_txt_mapper"),
