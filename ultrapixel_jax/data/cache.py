@@ -167,8 +167,8 @@ def _encode(
                     tensors = {name: array[row].astype(BF16) for name, array in arrays.items()}
                     other: dict[str, Any] = {"caption": captions[row], "id": ids[row]}
                     if pictures:
-                        other["picture"] = io.BytesIO()
-                        pairs[row][0].save(other["picture"], "WEBP", quality=PICTURE_QUALITY)
+                        pairs[row][0].save(encoded := io.BytesIO(), "WEBP", quality=PICTURE_QUALITY)
+                        other["picture"] = io.BytesIO(encoded.getvalue())
                     yield {**tensors, **other, "height": size[0], "width": size[1]}
             bar.update(len(rows))
 

@@ -124,7 +124,8 @@ class CachedLatentsAndPictures(CachedLatents):
 
     def _info(self) -> tfds.core.DatasetInfo:
         picture = tfds.features.Image(shape=(None, None, 3))  # WebP bytes
-        features = tfds.features.FeaturesDict({**super()._info().features, "picture": picture})
+        latents: Any = super()._info().features
+        features = tfds.features.FeaturesDict({**latents, "picture": picture})
         return _Info(builder=self, features=features)
 
 

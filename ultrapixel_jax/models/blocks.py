@@ -272,7 +272,9 @@ class Level(nn.Module):
         def body(x: Array, inputs: tuple[Any, Any, Any, Array]) -> tuple[Array, None]:
             variables, kv, first, slot = inputs
             if maps is not None:
-                x = jax.lax.cond(slot < 0, lambda x: x, lambda x: add_control(x, maps[slot]), x)
+                x = jax.lax.cond(
+                    slot < 0, lambda x, _: x, lambda x, maps: add_control(x, maps[slot]), x, maps
+                )
             return block.apply(variables, x, time, kv, keys, first), None  # pyright: ignore
 
         return jax.lax.scan(jax.checkpoint(body), x, (self._rest, list(kv), firsts, which))[0]
