@@ -19,7 +19,9 @@ from tests.sampling.test_sample import FakeCascade
 from ultrapixel_jax import UltraPixel
 from ultrapixel_jax.web.gallery import Gallery
 from ultrapixel_jax.web.routes import Routes
+from ultrapixel_jax.web.sent import Sent
 from ultrapixel_jax.web.server import Server
+from ultrapixel_jax.web.steering import Shelf
 from ultrapixel_jax.web.studio import Studio
 
 
@@ -118,7 +120,8 @@ def serving(model: UltraPixel, output: Path) -> Iterator[Client]:
     gallery = Gallery(output, output.parent / "small")
     server = Server.at("127.0.0.1", 0, ["pictures.example"])
     with Studio(model, gallery) as studio, server:
-        server.routes = Routes(studio, gallery, name="the fake")
+        shelf = Shelf(gallery, Sent(output), output.parent / "loras")
+        server.routes = Routes(studio, shelf, name="the fake")
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:

@@ -30,8 +30,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.conftest import ROOT
-
+ROOT = Path(__file__).parents[2]
 SIDE = 6144
 """Of a picture of random pixels, as large as the largest that anybody draws."""
 PATIENCE = 300_000

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { $, h, kept, say, tell } from "./dom.js";
+import { makeGuides } from "./guides.js";
 import { showPlan } from "./plan.js";
 
 const LABELS = {
@@ -98,6 +99,12 @@ export function makeForm(model) {
     remember();
   });
 
+  const guides = makeGuides(model, (width, height) => {
+    $("width").value = width;
+    $("height").value = height;
+    sized();
+  }, () => remember());
+
   // ── Reading and filling ──
   function read() {
     const asked = { prompt: $("prompt").value, negative_prompt: $("negative_prompt").value };
@@ -113,7 +120,7 @@ export function makeForm(model) {
       const value = $(name).tagName === "SELECT" ? $(name).value || null : number(name);
       if (value !== null) asked[name] = value;
     }
-    return asked;
+    return { ...asked, ...guides.read() };
   }
   function fill(asked) {
     for (const name of ["prompt", "negative_prompt", ...NUMBERS]) if (name in asked) $(name).value = asked[name] ?? "";
@@ -126,6 +133,7 @@ export function makeForm(model) {
       $("seed").value = asked.seed ?? "";
     }
     random();
+    guides.fill(asked);
     sized();
     grow();
   }
@@ -172,6 +180,7 @@ export function makeForm(model) {
   return {
     fill,
     fault,
+    guides,
     /** The seed that "use the last" means. */
     drawn(seed) {
       lastSeed = seed;

@@ -202,16 +202,30 @@ function compare(on) {
   )));
 }
 
+function fill(asked) {
+  dialog.close();
+  actions.fill(asked);
+}
+
+/** Buttons that draw from the picture `which`; `asked` are its settings, if it has some. */
+function fromIt(which, asked) {
+  const { width, height } = pictures.get(which);
+  return [["image", "Start from it"], ["upscale", "Draw it larger"]].filter(([role]) => actions.guides.can(role)).map(([role, label]) => h(
+    "button", { type: "button", className: "plain", onclick: () => {
+      if (asked) fill(asked);
+      else dialog.close();
+      actions.guides.add({ role, source: `pictures/${which}`, width, height });
+    } }, label,
+  ));
+}
+
 async function details() {
   if ($("details").hidden) return;
   const which = name;
   try {
     const found = await api.settings(which);
-    if (which === name) $("details").replaceChildren(...describe(pictures.get(which), found, (asked) => {
-      dialog.close();
-      actions.fill(asked);
-    }));
+    if (which === name) $("details").replaceChildren(...describe(pictures.get(which), found, { fill, from: (asked) => fromIt(which, asked) }));
   } catch (error) {
-    if (which === name) $("details").replaceChildren(h("p", { className: "fault" }, error.message));
+    if (which === name) $("details").replaceChildren(h("p", { className: "fault" }, error.message), h("div", { className: "actions" }, ...fromIt(which, null)));
   }
 }
