@@ -37,12 +37,14 @@ class Stepping(FakeCascade):
         self.before: dict[tuple[str, int], Callable[[], Any]] = {}
         """What happens before a step is told of, by stage and step."""
         self.drawn: list[str] = []
+        self.last: Any = ()
 
     def previewed(self, latent: Any) -> np.ndarray:
         return np.full((len(latent), 24, 32, 3), int(latent.flat[0]), np.uint8)
 
     def generate(self, requests: Any, *, batch_size: int, progress: Any, **rest: Any) -> Any:
         self.drawn.append(requests[0].prompt)
+        self.last = requests
         first = requests[0]
         for stage, steps in (
             ("C low", first.stage_c.steps),

@@ -66,7 +66,11 @@ def run(options: Options) -> None:
             file=sys.stderr,
         )
     with studio, server:
-        server.serve_forever()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("the step at work is finished first; Ctrl-C again ends at once", file=sys.stderr)
+            raise
 
 
 if __name__ == "__main__":

@@ -111,8 +111,8 @@ def read(guides: object, loras: object, shelf: Shelf) -> dict[str, Any]:
 
 
 def guides_of(conditions: object, shelf: Shelf) -> dict[str, Any]:
-    """Inverse of `read`, of a picture's metadata: `guides` and `loras`, and under `missing` the names of files
-    that are not on the shelf. What the metadata says beside that is passed over.
+    """Inverse of `read`, of a picture's metadata: `guides`, `loras`, and the names of files that are not here
+    under `missing`. What the metadata says beside that is passed over.
     """
     found: dict[str, Any] = {"guides": [], "loras": [], "missing": []}
     of: Mapping[str, Any] = conditions if isinstance(conditions, Mapping) else {}

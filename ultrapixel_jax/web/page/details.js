@@ -22,7 +22,7 @@ const SHOWN = [
 export function describe(picture, { asked, made }, { fill, from }) {
   const rows = SHOWN.map(([label, value]) => [label, value(asked, made)]).filter(([, value]) => value !== "" && value !== undefined && value !== null);
   return [
-    h("dl", {}, ...rows.flatMap(([label, value]) => [h("dt", {}, label), h("dd", {}, String(value))])),
+    h("dl", {}, ...rows.map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, String(value))))),
     h("div", { className: "actions" },
       h("button", { type: "button", className: "main", onclick: () => fill(asked) }, "Use these again"),
       h("button", { type: "button", className: "plain", onclick: () => fill({ ...asked, seed: null }) }, "With another seed"),

@@ -89,7 +89,7 @@ export function makeForm(model) {
   // ── Seed ──
   const random = () => {
     $("seed").disabled = $("random").checked;
-    $("seed").placeholder = $("random").checked ? "a new one each time" : "0";
+    $("seed").placeholder = $("random").checked ? "new" : "0";
   };
   $("random").addEventListener("change", random);
   $("reuse").addEventListener("click", () => {
@@ -159,6 +159,7 @@ export function makeForm(model) {
       remember();
       await api.draw(asked);
       tell("In the queue.");
+      if (innerWidth <= 900) $("easel").scrollIntoView({ behavior: "smooth" });
     } catch (error) {
       fault(error.message);
     } finally {

@@ -12,6 +12,11 @@ let name = null;
 let actions;
 
 export function makeViewer(given) {
+  // OpenSeadragon adds a style of its own, which the rules for content forbid, unless it finds one: this is of
+  // no namespace, and so none for the browser. viewer.css says the same.
+  const done = document.createElementNS("", "style");
+  done.setAttribute("data-openseadragon-mobile-css", "");
+  document.head.append(done);
   actions = given;
   dialog.querySelector(".tools").addEventListener("click", (event) => act(event.target.dataset.do));
   dialog.addEventListener("close", () => {
@@ -97,7 +102,7 @@ function shut(side) {
 }
 
 function title() {
-  say($("viewer-title"), [panes.a, panes.b].filter(Boolean).map((one) => one.picture.prompt || one.name).join(" ｜ "));
+  say($("viewer-title"), [panes.a, panes.b].filter(Boolean).map((one) => one.picture.prompt || one.name).join(" | "));
 }
 
 // ── Moving ──
