@@ -263,7 +263,35 @@ def by_keyboard(page: Page) -> None:
 
 
 def shoot(browser: Browser, address: str, shots: Path) -> None:
-    """Pictures of the page in every look."""
+    """Pictures of the page in every look, and of it at work."""
+    view = {"viewport": {"width": 1240, "height": 800}}
+    with person(browser, address, **view) as page:
+        ask(page, "a red circle above a striped blue square", side=768, steps=100)
+        expect(page.locator("#easel img.large").first).to_be_visible(timeout=PATIENCE)
+        expect(page.locator("#easel .stages li:nth-child(2) .quiet")).to_contain_text(
+            re.compile("^[3-9]. of")
+        )
+        page.evaluate("scrollTo(0, 0)")
+        page.screenshot(path=shots / "at-work.png")
+        expect(status(page)).to_contain_text("Finished in", timeout=PATIENCE)
+    with person(browser, address, **view, color_scheme="dark") as page:
+        looks = page.locator("[aria-label='Look at: a red circle above a striped blue square']")
+        expect(looks).to_have_count(2)
+        looks.first.click()
+        expect(page.locator("#pane-a [role=application]")).to_be_focused()
+        page.keyboard.press("c")
+        page.locator("#strip button[aria-label$='striped blue square']").last.click()
+        expect(page.locator("#pane-b [role=application]")).to_be_visible()
+        page.evaluate(
+            """async () => {
+                const { viewerOf } = await import("/page/viewer.js");
+                const { viewport } = viewerOf("a");
+                viewport.zoomTo(7, null, true);
+                viewport.panTo(new OpenSeadragon.Point(0.5, 0.62), true);
+            }"""
+        )
+        page.wait_for_timeout(1500)
+        page.screenshot(path=shots / "pixels.png")
     for scheme in ("light", "dark"):
         for name, width, height in (("wide", 1360, 860), ("narrow", 390, 844)):
             view = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
