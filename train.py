@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from ultrapixel_jax import commands, processes
 from ultrapixel_jax.training import stopping
-from ultrapixel_jax.training.options import COMPILE, dry_run_of, parse
+from ultrapixel_jax.training.effects import without_effect
+from ultrapixel_jax.training.options import COMPILE, dry_run_of, given, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,16 +30,17 @@ def run(argv: Sequence[str] | None) -> int:
     """The loop is imported, and jax with it, when the configuration is known to be good."""
     options, dry = dry_run_of(sys.argv[1:] if argv is None else argv)
     config = parse(options)
+    notes = [f"note: {line}" for line in without_effect(given(options), config)]
     if dry is not None:
         from ultrapixel_jax.training.dry_run import dry_run
 
         lines = dry_run(config, compiled=dry == COMPILE)
         if processes.is_first():
-            print("\n".join(lines))
+            print("\n".join([*notes, *lines]))
         return 0
     from ultrapixel_jax.training.loop import train
 
-    train(config)
+    train(config, notes=notes)
     return 0
 
 
