@@ -336,7 +336,7 @@ def _without_effect(options: argparse.Namespace, *, guided: bool) -> list[str]:
     """What the command line says of sampling and no picture shows."""
     from ultrapixel_jax.sampling import effects
 
-    given = [name for name in SAMPLING if getattr(options, name) is not None]
+    given = [name for name in ("cfg_hr", "steps_b", "cfg_b") if getattr(options, name) is not None]
     return effects.without_effect(effects.Situation(given, preview=options.preview, guided=guided))
 
 
