@@ -51,7 +51,8 @@ def run(options: Options) -> int:
     config = load_config(options.config) if options.config else None
     made_by: pictures.Run | None = None
     if options.reproduce is not None:
-        request, made_by = pictures.recorded(pictures.read_metadata(options.reproduce))
+        metadata = pictures.read_metadata(options.reproduce)
+        request, made_by = pictures.recorded(metadata, options.reproduce.parent)
         requests = [dataclasses.replace(request, name=options.reproduce.stem)]
         options = as_recorded(options, made_by)
         entries = []
@@ -76,7 +77,7 @@ def run(options: Options) -> int:
         warnings.simplefilter("ignore", NotUsed)  # `without_effect` says it
         model = UltraPixel.load(
             options.checkpoint, config=config, dtype=options.dtype, mesh=options.mesh,
-            preview=options.preview, ema=options.ema, cache=cache or False,
+            preview=options.preview, ema=options.ema, cache=cache or False, controlnets=options.controlnets,
         )  # fmt: skip
     batch_size = model.device_batch(options.batch_size or 1)
     drawn_with: dict[str, Any] = {
@@ -85,6 +86,7 @@ def run(options: Options) -> int:
     the_run = model.run(**drawn_with)
     if made_by is not None:
         pictures.check_same_model(made_by, the_run)
+        model.check_same_networks(requests[0])
     else:
         requests = model.requests(entries, **asked(options), **options.settings)
     if not options.distributed:
@@ -154,7 +156,7 @@ def listed(options: Options) -> list[Entry]:
 
 def asked(options: Options) -> dict[str, Any]:
     """What the command line says about every prompt, but for the sampling."""
-    names = ("height", "width", "seed", "negative_prompt", "num_images")
+    names = ("height", "width", "seed", "negative_prompt", "num_images", "conditions")
     return {name: getattr(options, name) for name in names}
 
 
@@ -209,7 +211,13 @@ def without_effect(
         together=options.distributed,
         run=options.checkpoint is not None and is_run(options.checkpoint),
     )
-    return [*effects.without_effect(situation), *model.cascade.unused]
+    wanted = {control.kind for request in requests for control in request.conditions.controls}
+    spare = [
+        f"controlnet_{kind} of {origin} without effect: no --control {kind}:IMAGE asks for it"
+        for kind, origin in model.cascade.controlnets.items()
+        if kind not in wanted
+    ]
+    return [*effects.without_effect(situation), *model.cascade.unused, *spare]
 
 
 def summary(options: Options, model: UltraPixel, cache: Path | None) -> None:

@@ -40,19 +40,24 @@ STOREYS: tuple[Mapping[str, str], ...] = (
     {
         "models": "stages A, B, C · guidance (INR, fusion, SAN) · encoders · LoRA · ControlNet",
         "compilation": "compiler options · kept programs",
+        "controls": "edges · masks",
     },
     {
         "diffusion": "schedules · loss · samplers · the two-branch sampler",
         "checkpoints": "directory · manifest · weights · tokenizer",
     },
     {
-        "sampling": "stages · pipeline · requests · pictures · tiling · export",
-        "data": "building · buckets · reading · cached latents",
+        "data": "pictures · building · buckets · reading · cached latents",
+        "layouts": "files of others: reading · names of their tensors · LoRA",
     },
+    {"sampling": "stages · pipeline · requests · conditions · pictures · tiling · export"},
     {"evaluate": "FID, KID, IS · CLIP score, PickScore · features · reports"},
     {"training": "tasks · step · optimizer · state · checkpoints of a run · machines · log"},
     {"": "the public API"},
-    {"demo": "world: scenes, drawing, captions · measure: detector, scores, ablations"},
+    {
+        "demo": "world: scenes, drawing, captions · measure: detector, scores, ablations",
+        "web": "server · queue · gallery · tiles · page",
+    },
 )
 """From the ground up: rooms and what they hold. A room imports from storeys below; on the ground floor also
 from beside, without circles. The room without a name is the package's own `__init__`."""
@@ -128,7 +133,7 @@ def sizes(root: Path) -> str:
 
 SVG = "http://www.w3.org/2000/svg"
 WIDTH, LEVEL, LEFT, EAVES = 960, 74, 40, 150
-WALLS = ("#f7f1e6", "#eef3fb", "#eef3fb", "#eef3fb", "#eef3fb", "#fdf1e0", "#fdf1e0", "#e9f5ea")
+WALLS = ("#f7f1e6", *("#eef3fb",) * 5, "#fdf1e0", "#fdf1e0", "#e9f5ea")
 
 
 def svg() -> str:

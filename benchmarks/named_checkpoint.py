@@ -29,8 +29,8 @@ FLOAT32 = ("stage_a", "previewer", "effnet_encoder")
 def write_component(directory: Path, name: str, config: CascadeConfig, dtype: np.dtype) -> Path:
     """Write one component's file."""
     from convert.export import released_format, released_shapes
-    from convert.files import write_safetensors
     from ultrapixel_jax.checkpoints.named_weights import tensor
+    from ultrapixel_jax.layouts.files import write_safetensors
 
     shapes = released_shapes(released_format(name, getattr(config, name)), getattr(config, name))
     dtype = np.dtype(np.float32) if name in FLOAT32 else dtype

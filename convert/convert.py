@@ -12,9 +12,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from convert.apply import TableError, import_tensors
-from convert.describe import look
-from convert.files import TensorFile, check_finite, find_files
 from convert.formats import Recognised, formats_of, recognise
 from convert.tokenizer import add_tokenizer
 from convert.views import networks
@@ -25,6 +22,9 @@ from ultrapixel_jax.config import CascadeConfig, from_dict, load_config, to_dict
 from ultrapixel_jax.data.paths import check_name
 from ultrapixel_jax.data.text import printable
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.layouts.apply import TableError, import_tensors
+from ultrapixel_jax.layouts.describe import look
+from ultrapixel_jax.layouts.files import TensorFile, check_finite, find_files
 from ultrapixel_jax.models import components, measuring
 from ultrapixel_jax.models.components import parameter_count
 
@@ -60,11 +60,10 @@ def _load(path: Path) -> CascadeConfig:
 
 
 def component_name(found: Recognised) -> str:
-    """Name in the checkpoint directory: a ControlNet's has its kind, as there may be several."""
-    name = found.format.component
-    if name == "clip":  # a whole one, of which several measure pictures
+    """Name in the checkpoint directory; of whole CLIPs, several measure pictures."""
+    if found.format.component == "clip":
         return found.variant
-    return f"{name}_{found.config.kind}" if name == "controlnet" else name
+    return components.entry_name(found.format.component, found.config)
 
 
 def convert(

@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from convert.apply import Shapes, Step, TableError, flatten, import_tensors, plan_import
-from convert.describe import look
-from convert.rows import Row
-from convert.tables import (
+from ultrapixel_jax.config import CascadeConfig
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.layouts.apply import Shapes, Step, TableError, flatten, import_tensors, plan_import
+from ultrapixel_jax.layouts.describe import look
+from ultrapixel_jax.layouts.rows import Row
+from ultrapixel_jax.layouts.tables import (
     clip,
     controlnet,
     effnet_encoder,
@@ -23,8 +25,6 @@ from convert.tables import (
     stage_b,
     stage_c,
 )
-from ultrapixel_jax.config import CascadeConfig
-from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import components, measuring
 from ultrapixel_jax.models.lora import attention_layers
 

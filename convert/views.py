@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert.files import FLOAT8, Spec, TensorFile
+from ultrapixel_jax.layouts.files import FLOAT8, Spec, TensorFile
 
 WRAPPERS = (
     "state_dict.", "module.", "model.", "net.", "ema_model.", "ema.", "unet.", "prior.", "decoder.",

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from convert.export import released_format, released_shapes
-from convert.files import write_safetensors
 from convert.formats import FORMATS
 from ultrapixel_jax.checkpoints import named_weights
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
 from ultrapixel_jax.config import CascadeConfig
+from ultrapixel_jax.layouts.files import write_safetensors
 
 
 def state_dict(component: str, config, layout: str | None = None, first: int = 64) -> dict[str, np.ndarray]:

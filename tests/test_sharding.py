@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from convert.apply import flatten
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig
+from ultrapixel_jax.layouts.apply import flatten
 from ultrapixel_jax.models import components
 from ultrapixel_jax.models.scan import stack
 from ultrapixel_jax.sharding import (

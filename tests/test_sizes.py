@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ultrapixel_jax import sizes
 from ultrapixel_jax.config import GuidanceConfig
+from ultrapixel_jax.demo.config import config as demo
 from ultrapixel_jax.errors import UserError
 
 LEAST, MOST = sizes.MIN_SIDE, sizes.MAX_SIDE
@@ -130,3 +131,8 @@ def test_low_resolution_side_of_a_small_model() -> None:
     assert sizes.Bucket.of(1024, 1024, lr_side=16).lr == (12, 12)
     assert sizes.Bucket.of(2048, 1024, lr_side=16).lr == (math.ceil(704 / 42.67), math.ceil(352 / 42.67))
     assert sizes.Bucket.of(1024, 1024, lr_side=16).hr == sizes.Bucket.of(1024, 1024).hr
+
+
+def test_control_images_are_of_the_size_of_training() -> None:
+    assert sizes.control_side() == 768
+    assert sizes.control_side(demo.guidance.lr_side) == 288  # latents of 9×9

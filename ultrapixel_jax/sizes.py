@@ -65,6 +65,13 @@ def lr_latent(height: int, width: int, side: int = LR_SIDE) -> HW:
     return stage_c_latent(*lr_pixels(height, width, side))
 
 
+def control_side(side: int = LR_SIDE) -> int:
+    """Shorter side of a control image, in pixels: 32 for each position of the low-resolution latent, as it
+    was trained. 768 for the full model.
+    """
+    return 32 * lr_latent(1, 1, side)[0]
+
+
 @dataclasses.dataclass(frozen=True, order=True)
 class Bucket:
     """The shapes of one picture; equal buckets share compiled programs."""

@@ -9,14 +9,14 @@ import pytest
 
 from configs.tiny import config as tiny
 from convert.__main__ import main
-from convert.apply import export_specs, flatten, plan_export
 from convert.convert import known_configs
-from convert.files import find_files
 from convert.formats import file_keys, lora_order, recognise
 from tests.recordings import MANIFESTS, manifest
 from tests.released import state_dict, write, write_pickle
 from ultrapixel_jax.config import CascadeConfig, ClipTextConfig
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.layouts.apply import export_specs, flatten, plan_export
+from ultrapixel_jax.layouts.files import find_files
 from ultrapixel_jax.models import components
 
 # file: component, layout, variant, parameters (§13)

@@ -19,13 +19,13 @@ import torch
 
 from configs.tiny import config as tiny
 from convert.__main__ import main
-from convert.apply import flatten
-from convert.describe import look
-from convert.files import find_files
-from convert.torch_stream import HEAD
 from tests.released import state_dict, write
 from ultrapixel_jax.checkpoints.directory import read_manifest, restore
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
+from ultrapixel_jax.layouts.apply import flatten
+from ultrapixel_jax.layouts.describe import look
+from ultrapixel_jax.layouts.files import find_files
+from ultrapixel_jax.layouts.torch_stream import HEAD
 
 Tensors = dict[str, np.ndarray]
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from convert.__main__ import main as convert
-from convert.apply import export_specs, flatten, plan_export
-from convert.tables.clip import WHOLE
-from convert.tables.inception import FILE
 from tests.convert.test_layouts import open_clip
 from tests.released import write
 from ultrapixel_jax.checkpoints.named_weights import state_dict
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
 from ultrapixel_jax.config import ClipConfig, ClipTextConfig, ClipVisionConfig, InceptionConfig
+from ultrapixel_jax.layouts.apply import export_specs, export_tensors, flatten, plan_export
+from ultrapixel_jax.layouts.tables.clip import WHOLE
+from ultrapixel_jax.layouts.tables.inception import FILE
 from ultrapixel_jax.models import measuring
 
 INCEPTION = InceptionConfig(75, 16)
@@ -31,10 +31,13 @@ CLIP = ClipConfig(
 
 
 def tensors(config: InceptionConfig | ClipConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """The file of a network with weights made from names."""
+    """The file of a network: an untrained Inception, or a CLIP with weights made from names."""
+    if isinstance(config, InceptionConfig):
+        flat = flatten(measuring.random_inception(config, seed))
+        steps = plan_export(FILE, {path: x.shape for path, x in flat.items()}, "tiny")
+        return dict(export_tensors(steps, flat))
     flat = flatten(measuring.abstract(config))
-    rows = FILE if isinstance(config, InceptionConfig) else WHOLE
-    steps = plan_export(rows, {path: x.shape for path, x in flat.items()}, "tiny")
+    steps = plan_export(WHOLE, {path: x.shape for path, x in flat.items()}, "tiny")
     return state_dict({key: shape for key, (shape, _) in export_specs(steps, flat).items()}, seed)
 
 

@@ -10,10 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.apply import export_specs, export_tensors, flatten, import_tensors, plan_export, plan_import
-from convert.rows import Row
 from tests.recordings import manifest
 from ultrapixel_jax.checkpoints.named_weights import tensor
+from ultrapixel_jax.layouts.apply import (
+    export_specs,
+    export_tensors,
+    flatten,
+    import_tensors,
+    plan_export,
+    plan_import,
+)
+from ultrapixel_jax.layouts.rows import Row
 
 
 def variable_specs(module: nn.Module, *inputs) -> dict[str, jax.ShapeDtypeStruct]:

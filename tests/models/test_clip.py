@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convert.apply import plan_import
-from convert.tables.clip import TEXT, VISION
 from tests.models.importing import (
     check_manifest,
     check_round_trip,
@@ -24,6 +22,8 @@ from tests.models.importing import (
 from tests.recordings import manifest, relative_error
 from ultrapixel_jax.checkpoints.named_weights import state_dict
 from ultrapixel_jax.config import ClipTextConfig, ClipVisionConfig
+from ultrapixel_jax.layouts.apply import plan_import
+from ultrapixel_jax.layouts.tables.clip import TEXT, VISION
 from ultrapixel_jax.models.clip_text import ClipText, end_of_text
 from ultrapixel_jax.models.clip_vision import CLIP_MEAN, CLIP_STD, ClipVision, preprocess
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from convert.tables.controlnet import RELEASED, SUPER_RESOLUTION
 from tests.models.importing import (
     check_manifest,
     check_round_trip,
@@ -18,6 +17,7 @@ from tests.models.test_effnet_encoder import tiny
 from tests.recordings import manifest, nhwc, relative_error
 from ultrapixel_jax.checkpoints.named_weights import state_dict
 from ultrapixel_jax.config import ControlNetConfig
+from ultrapixel_jax.layouts.tables.controlnet import RELEASED, SUPER_RESOLUTION
 from ultrapixel_jax.models.controlnet import ControlNet
 
 KINDS = ("canny", "inpainting", "super_resolution")

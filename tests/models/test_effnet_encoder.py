@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.tables.effnet_encoder import RELEASED
 from tests.models.importing import check_manifest, check_round_trip, import_named, run, struct, variable_specs
 from tests.recordings import manifest, nhwc, relative_error
 from ultrapixel_jax.config import EfficientNetConfig, EffnetEncoderConfig
+from ultrapixel_jax.layouts.tables.effnet_encoder import RELEASED
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from convert.apply import flatten
 from convert.formats import recognise
-from convert.tables.inception import FILE
 from tests.models.importing import check_round_trip, import_named, run
 from tests.recordings import nhwc, relative_error
 from ultrapixel_jax.config import InceptionConfig
 from ultrapixel_jax.evaluate import resizing
+from ultrapixel_jax.layouts.apply import flatten
+from ultrapixel_jax.layouts.tables.inception import FILE
 from ultrapixel_jax.models import measuring
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from convert.tables.previewer import RELEASED
 from tests.models.importing import check_manifest, check_round_trip, import_named, run, struct, variable_specs
 from tests.recordings import manifest, nhwc, relative_error
 from ultrapixel_jax.config import PreviewerConfig
+from ultrapixel_jax.layouts.tables.previewer import RELEASED
 from ultrapixel_jax.models.previewer import Previewer
 
 TINY = PreviewerConfig(c_latent=4, channels=(12, 8, 6, 6))

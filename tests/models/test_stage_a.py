@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.tables import stage_a as table
 from tests.models.importing import (
     check_manifest,
     check_round_trip,
@@ -21,6 +20,7 @@ from tests.models.importing import (
 from tests.recordings import nhwc, relative_error
 from ultrapixel_jax.checkpoints.named_weights import state_dict
 from ultrapixel_jax.config import StageAConfig
+from ultrapixel_jax.layouts.tables import stage_a as table
 from ultrapixel_jax.models.stage_a import StageA, nearest_entries
 
 TINY = StageAConfig(c_hidden=8, bottleneck_blocks=2, codebook_size=16)

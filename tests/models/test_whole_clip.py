@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.apply import flatten
 from convert.formats import recognise
-from convert.tables.clip import WHOLE
 from tests.models.importing import check_round_trip, import_named, run
 from tests.models.test_clip import TEXT_TINY, VISION_TINY, prompts
 from tests.recordings import relative_error
 from ultrapixel_jax.checkpoints.named_weights import state_dict
 from ultrapixel_jax.config import ClipConfig
+from ultrapixel_jax.layouts.apply import flatten
+from ultrapixel_jax.layouts.tables.clip import WHOLE
 from ultrapixel_jax.models import measuring
 
 

@@ -115,7 +115,7 @@ def test_checkpoint_without_a_component(tmp_path, capsys):
 
 def test_export_gives_the_same_files(checkpoint, tmp_path):
     assert convert(["--export", str(checkpoint), str(tmp_path / "out")]) == 0
-    from convert.files import find_files
+    from ultrapixel_jax.layouts.files import find_files
 
     for file in find_files([tmp_path / "out"]):
         name = file.path.stem

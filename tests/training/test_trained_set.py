@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from tests.models.filled import filled
 from tests.training.steps import config_of, latents, start, with_
 from ultrapixel_jax.models import components
-from ultrapixel_jax.training.config import GuidanceTask, LoraTask, StageCTask
+from ultrapixel_jax.training.config import ControlNetTask, GuidanceTask, LoraTask, StageCTask
 from ultrapixel_jax.training.optimizer import make_optimizer
 
 SMALL = {"down_blocks": 1, "up_blocks": 1}
@@ -27,16 +28,23 @@ def small(config):
     levels = tuple(dataclasses.replace(level, **SMALL) for level in config.model.stage_c.levels)
     stage_c = dataclasses.replace(config.model.stage_c, levels=levels)
     lora = dataclasses.replace(config.model.lora, stage_c=stage_c)
-    return with_(config, model=dataclasses.replace(config.model, stage_c=stage_c, lora=lora))
+    controlnet = dataclasses.replace(config.model.controlnet, slots=(0, 3))
+    model = dataclasses.replace(config.model, stage_c=stage_c, lora=lora, controlnet=controlnet)
+    return with_(config, model=model)
 
 
 @pytest.mark.parametrize(
-    "task, trained", [(GuidanceTask(), "guidance"), (LoraTask(), "lora"), (StageCTask(), "stage_c")]
+    "task, trained",
+    [
+        (GuidanceTask(), "guidance"),
+        (LoraTask(), "lora"),
+        (StageCTask(), "stage_c"),
+        (ControlNetTask(backbone="nothing", frozen_statistics=False), "controlnet"),
+    ],
 )
 def test_only_the_trained_networks_change(task, trained: str) -> None:
     config = small(config_of(task))
-    stage_c = components.initialise("stage_c", config.model.stage_c, jax.random.key(0))
-    stage_c = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), stage_c)
+    stage_c = filled("stage_c", config.model.stage_c)
     frozen = {} if trained == "stage_c" else {"stage_c": stage_c}
     _, _, state, step = start(config, optimizer=make_optimizer(config.optimizer, 10))
     before, frozen_before = host(state.params), host(frozen)

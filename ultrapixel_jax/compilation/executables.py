@@ -25,7 +25,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
 PACKAGE = Path(__file__).parent.parent
-UNTRACED = ("data", "demo", "training")
+UNTRACED = ("data", "demo", "layouts", "training")
 """Rooms of this package whose source no kept program is traced from; all other rooms count."""
 LIBRARIES = ("jax", "jaxlib", "flax", "einops", "numpy")
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")

@@ -15,12 +15,13 @@ from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
 from ultrapixel_jax.config import DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath, bucket_errors, place
+from ultrapixel_jax.sampling.condition_keys import KEYS
 from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B, check_prompt, with_settings
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
-     "no_cache", "no_ema", "quiet", "distributed", "coordinator", "patience"]
+     "no_cache", "no_ema", "controlnet", "quiet", "distributed", "coordinator", "patience"]
 )  # fmt: skip
 """What may be given beside ``--reproduce``; the rest is the picture's."""
 
@@ -42,6 +43,8 @@ class Options:
     """Whether lines of the prompts file that begin with # are skipped."""
     settings: dict[str, Any]
     """Sampling that was given, by the names in `requests.SETTINGS` and `SETTINGS_B`."""
+    conditions: dict[str, Any]
+    """What steers pictures beside prompts, by the names in `condition_keys.KEYS`; no file is opened yet."""
     checkpoint: AnyPath | None
     config: Path | None
     dtype: str | None
@@ -65,6 +68,8 @@ class Options:
     """Seconds to wait for the other processes."""
     distributed: bool
     """Whether processes share the mesh; without, they share the list alone."""
+    controlnets: tuple[AnyPath, ...]
+    """Checkpoints and runs whose ControlNets count before the model's own."""
     cache_dir: Path | None
     """Compilation cache; None with `no_cache` false is the user's cache directory."""
     no_cache: bool
@@ -101,7 +106,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         seed=_or(values.seed, 0),
         comments=values.comments,
         settings=settings,
-        checkpoint=_existing_directory(values.checkpoint),
+        conditions={
+            name: tuple(value) if isinstance(value, list) else value
+            for name in KEYS
+            if (value := getattr(values, name)) is not None
+        },
+        checkpoint=existing_checkpoint(values.checkpoint),
         config=values.config,
         dtype=values.dtype,
         mesh=values.mesh,
@@ -118,6 +128,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         coordinator=values.coordinator or "",
         patience=_or(values.patience, 300),
         distributed=values.distributed or bool(values.coordinator),
+        controlnets=tuple(filter(None, map(existing_checkpoint, values.controlnet or ()))),
         cache_dir=values.cache_dir,
         no_cache=values.no_cache,
         ema=not values.no_ema,
@@ -128,6 +139,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
 # ---------------------------------------------------------------------------- the parser
 
 SIZE = Reader(parse_size, "HEIGHTxWIDTH")
+TILE = Reader(lambda text: None if text == "auto" else whole(8, 8192 // 4).read(text), "N|auto")
 
 
 def _parser() -> Parser:
@@ -175,9 +187,17 @@ def _parser() -> Parser:
                 more = {"metavar": "NAME"} if name == "schedule" else {}
                 option = f"--{name.replace('_', '-')}{suffix}"
                 p.option(option, SETTINGS[name], text, shown=shown, **more)
+    p.section("what steers it beside the prompt (docs/control.md)")
+    for name, key in KEYS.items():
+        reader, more = Reader(key.read, key.metavar), {"action": "append"} if key.several else {}
+        if name == "inpaint":
+            reader, more = Reader(KEYS["image"].read, "FILE"), {"nargs": 2, "metavar": ("IMAGE", "MASK")}
+        p.option(f"--{name.replace('_', '-')}", reader, key.help, shown=key.shown, **more)
     p.section("model")
     p.option("--checkpoint", place, "a checkpoint that `python -m convert` wrote", metavar="DIR")
     p.option("--config", Path, "a Python file with `config = CascadeConfig(...)`", metavar="FILE")
+    p.option("--controlnet", place, "a checkpoint or run whose ControlNet is taken; may be repeated",
+             action="append", metavar="DIR")  # fmt: skip
     p.flag("--no-ema", "of a run, the trained weights and not their moving average")
     p.option("--dtype", DTYPE, "of computing", shown="bfloat16, but float32 for small models like the demo")
     p.section("output")
@@ -195,7 +215,7 @@ def _parser() -> Parser:
     batch = "pictures at once, rounded up to a multiple of data·fsdp"
     p.option("--batch-size", whole(1, 65_536), batch, shown="1")
     p.option("--mesh", MESH, "devices", shown="one")
-    p.option("--tile", _tile, "side of stage A's tiles in latents", shown="auto", metavar="N|auto")
+    p.option("--tile", TILE, "side of stage A's tiles in latents", shown="auto")
     p.option("--decode-memory", number(above=0), "memory that decoding may take, for --tile auto", shown="4",
              metavar="GB")  # fmt: skip
     p.flag("--compile-only", "compile every size in the list and stop")
@@ -246,7 +266,8 @@ def _check_together(values: argparse.Namespace, given: set[str]) -> None:
         raise UserError("processes that draw together share a mesh; give --mesh, such as data=16")
 
 
-def _existing_directory(path: AnyPath | None) -> AnyPath | None:
+def existing_checkpoint(path: AnyPath | None) -> AnyPath | None:
+    """Return `path` if a checkpoint or a run can be there; raise `UserError` otherwise."""
     if path is None:
         return None
     from ultrapixel_jax.checkpoints.runs import is_run  # imports what --help need not wait for
@@ -264,7 +285,3 @@ def _existing_directory(path: AnyPath | None) -> AnyPath | None:
 def _or(value: Any, default: Any) -> Any:
     """`value`, or `default` for None alone: 0 is a value."""
     return default if value is None else value
-
-
-def _tile(text: str) -> int | None:
-    return None if text == "auto" else whole(8, 8192 // 4)(text)

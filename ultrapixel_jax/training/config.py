@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 from ultrapixel_jax.config import CascadeConfig, ScheduleName, check_dtype, to_dict
 from ultrapixel_jax.data.config import LR_LATENT, DataConfig
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sizes import check_size, lr_latent
+from ultrapixel_jax.sizes import lr_latent
+from ultrapixel_jax.training.watching import LogConfig, MeasuresConfig, PicturesConfig, ValidationConfig
 
 LossWeight = Literal["adaptive", "p2", "none"]
 
@@ -57,6 +58,31 @@ class LoraTask:
     diffusion: DiffusionTraining = DiffusionTraining()
     frozen_dropout: bool = False
     """Keep the frozen network's dropout on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlNetTask:
+    """A ControlNet (`model.controlnet`) on a frozen stage C, steered by its training pictures' own maps."""
+
+    diffusion: DiffusionTraining = DiffusionTraining(loss_weight="p2")
+    backbone: Literal["effnet_encoder", "nothing"] = "effnet_encoder"
+    """What the backbone of canny's and inpainting's begins as: that of the sources' EffNet encoder, its
+    first convolution's channels copied (one: red; more than three: zeros beyond), or random numbers."""
+    frozen_statistics: bool = True
+    """Batch norm of the backbone by the running statistics that it came with, as released; off, by those of
+    the batch, which are kept for sampling: for a backbone that begins as random numbers."""
+    offset_noise: float = 0.0
+    """Standard deviation of noise that a whole channel of a sample gets."""
+    frozen_dropout: bool = False
+    """Keep the frozen network's dropout on."""
+
+    def __post_init__(self) -> None:
+        if self.backbone not in ("effnet_encoder", "nothing"):
+            raise UserError(
+                f"task.backbone {self.backbone!r:.80} is not known; use effnet_encoder or nothing"
+            )
+        if not 0 <= self.offset_noise <= 10:
+            raise UserError(f"task.offset_noise {self.offset_noise} is outside 0 to 10")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +169,9 @@ class PreviewerTask:
             raise UserError(f"task.outlier_limit {self.outlier_limit} must be positive")
 
 
-Task = GuidanceTask | LoraTask | StageCTask | StageBTask | StageATask | PreviewerTask | TextTask
+Task = (
+    GuidanceTask | LoraTask | ControlNetTask | StageCTask | StageBTask | StageATask | PreviewerTask | TextTask
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,108 +254,6 @@ class CheckpointConfig:
                 raise UserError(f"checkpoints.{name} {getattr(self, name)} must be 1 or more")
         if self.keep_every < 0:
             raise UserError(f"checkpoints.keep_every {self.keep_every} must be 0 or more")
-
-
-@dataclasses.dataclass(frozen=True)
-class LogConfig:
-    """What is written about the run."""
-
-    every: int = 10
-    """Steps between two lines of `metrics.jsonl`, of which each has the mean since the last."""
-    tensorboard: bool = True
-    """Write TensorBoard files too."""
-    profile: tuple[int, int] | None = None
-    """First and last step of a profile, written to `profile/` for TensorBoard or Perfetto."""
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"log.every {self.every} must be 1 or more")
-        if self.profile is not None and not 0 <= self.profile[0] <= self.profile[1]:
-            raise UserError(f"log.profile {self.profile} must be two steps in order")
-
-
-@dataclasses.dataclass(frozen=True)
-class PicturesConfig:
-    """Pictures that are made while training, with the moving average of the parameters."""
-
-    every: int = 0
-    """Steps between two sets; 0 makes none."""
-    prompts: tuple[str, ...] = ("a lighthouse in a storm", "a red fox in the snow")
-    """One picture each, always with the same noise."""
-    size: tuple[int, int] = (1024, 1024)
-    """Height and width in pixels."""
-    preview: bool = False
-    """With the previewer in place of stages B and A."""
-
-    def __post_init__(self) -> None:
-        if self.every < 0:
-            raise UserError(f"pictures.every {self.every} must be 0 or more")
-        if not self.prompts:
-            raise UserError("pictures.prompts is empty; give one or more")
-        try:
-            check_size(*self.size)
-        except UserError as error:
-            raise UserError(f"pictures.size: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class MeasuresConfig:
-    """FID, KID, IS, CLIP score and PickScore of a fixed set that is drawn while training, with the moving
-    average of the parameters (docs/evaluation.md)."""
-
-    every: int = 0
-    """Steps between two sets, from before the first step on; 0 makes none."""
-    prompts: str = ""
-    """File of prompts, as for sample.py: a picture of each, always with the same noise."""
-    count: int = 0
-    """Of them, the first so many; 0 takes all."""
-    weights: tuple[str, ...] = ()
-    """Networks that measure: directories that conversion wrote; random:SEED is an untrained Inception."""
-    against: str = ""
-    """What FID and KID compare with: a folder of pictures, or a .npz file of statistics."""
-    resize: Literal["clean", "fidelity", "pytorch"] = "clean"
-    """How pictures are resized for Inception."""
-    crops: int = -1
-    """Of each picture at its own size, at random places, for the patch variants; -1 takes a grid, 0 none."""
-    size: tuple[int, int] = (1024, 1024)
-    """Height and width in pixels."""
-    preview: bool = False
-    """With the previewer in place of stages B and A."""
-    batch_size: int = 8
-    """Pictures drawn at once."""
-
-    def __post_init__(self) -> None:
-        for name, low in (("every", 0), ("count", 0), ("crops", -1), ("batch_size", 1)):
-            if getattr(self, name) < low:
-                raise UserError(f"measures.{name} {getattr(self, name)} must be {low} or more")
-        if self.every:
-            for name in ("weights", "prompts"):
-                if not getattr(self, name):
-                    raise UserError(f"measures.every is set; it needs measures.{name}")
-        try:
-            check_size(*self.size)
-        except UserError as error:
-            raise UserError(f"measures.size: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class ValidationConfig:
-    """The loss on examples that are never trained on, of the moving average where there is one: without
-    dropout, with the same noise, crops and dropped captions each time."""
-
-    share: float = 0.0
-    """Share of the examples that is held out, by a hash of their ids; 0 holds out none."""
-    every: int = 500
-    """Steps between two validations; there is one before the first step and one after the last."""
-    examples: int = 256
-    """Most held-out examples that are read each time: those with the lowest hashes."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise UserError(f"validation.share {self.share} is outside 0 to 1")
-        for name in ("every", "examples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"validation.{name} {getattr(self, name)} must be 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -429,8 +355,9 @@ class TrainConfig:
 
     @property
     def reading(self) -> DataConfig:
-        """How the data are read: `data`, with the size that the model decides."""
-        return dataclasses.replace(self.data, lr_latent=self.lr_latent)
+        """How the data are read: `data`, with what the model decides: a size, and control maps."""
+        control = self.model.controlnet.kind if isinstance(self.task, ControlNetTask) else ""
+        return dataclasses.replace(self.data, lr_latent=self.lr_latent, control=control)
 
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:

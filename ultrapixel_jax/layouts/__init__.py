@@ -1,0 +1,1 @@
+"""Files of others: reading them, whatever their format, and the names of their tensors."""
