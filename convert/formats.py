@@ -163,8 +163,8 @@ def variables_of(name: str, config: Any, tensors: Mapping[str, Any]) -> dict[str
     (fmt,) = [f for f in formats_of(tensors) if f.component == name]
     keys = fmt.rename(list(tensors), config)
     by_table = {keys[key]: tensor for key, tensor in tensors.items()}
-    paths = {p: s.shape for p, s in flatten(components.abstract(name, config)).items()}
-    steps = plan_import(fmt.table(config), {key: v.shape for key, v in by_table.items()}, paths, name)
+    shapes = {key: v.shape for key, v in by_table.items()}
+    steps = plan_import(fmt.table(config), shapes, _paths(name, config), name)
     return import_tensors(steps, by_table.__getitem__)[0]
 
 

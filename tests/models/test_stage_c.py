@@ -124,10 +124,11 @@ def test_lora():
     x, r, c = recorded.nhwc("in.x"), recorded.tensors["in.r"], conditioning(recorded)
     run = jax.jit(lambda v, x, r, c: model._replace(variables=v).denoise(x, r, c).epsilon)
     assert relative_error(run(model.variables, x, r, c), recorded.nhwc("out.base")) < TOLERANCE
-    merged = lora.merge(model.variables, changes)
+    merged = lora.merge(model.variables, [(lora.changes(changes["params"]), 1.0)])
     again = recorded._replace(model=model._replace(variables=merged))
     assert relative_error(run(merged, x, r, conditioning(again)), recorded.nhwc("out.lora")) < TOLERANCE
-    untouched = lora.merge(model.variables, lora.init(jax.random.key(0), config))
+    fresh = lora.changes(lora.init(jax.random.key(0), config)["params"])
+    untouched = lora.merge(model.variables, [(fresh, 1.0)])
     jax.tree.map(np.testing.assert_array_equal, untouched, dict(model.variables))
 
 

@@ -106,7 +106,8 @@ class _Drawing:
         dtype = jnp.dtype(config.dtype)
         known = {**unstacked(task, frozen), **trained_variables(task, state)}
         if "lora" in known:
-            known["stage_c"] = lora.merge(known["stage_c"], known.pop("lora"))
+            own = lora.changes(known.pop("lora")["params"], config.model.lora.alpha)
+            known["stage_c"] = lora.merge(known["stage_c"], [(own, 1.0)])
         variables = {}
         for name in self._wanted:
             exact = name in ("stage_a", "previewer")
