@@ -51,7 +51,8 @@ def run(options: Options) -> int:
     config = load_config(options.config) if options.config else None
     made_by: pictures.Run | None = None
     if options.reproduce is not None:
-        request, made_by = pictures.recorded(pictures.read_metadata(options.reproduce))
+        metadata = pictures.read_metadata(options.reproduce)
+        request, made_by = pictures.recorded(metadata, options.reproduce.parent)
         requests = [dataclasses.replace(request, name=options.reproduce.stem)]
         options = as_recorded(options, made_by)
         entries = []
@@ -154,7 +155,7 @@ def listed(options: Options) -> list[Entry]:
 
 def asked(options: Options) -> dict[str, Any]:
     """What the command line says about every prompt, but for the sampling."""
-    names = ("height", "width", "seed", "negative_prompt", "num_images")
+    names = ("height", "width", "seed", "negative_prompt", "num_images", "conditions")
     return {name: getattr(options, name) for name in names}
 
 

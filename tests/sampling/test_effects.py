@@ -25,7 +25,7 @@ __all__ = ["fake"]
 ALWAYS = {
     "help", "prompt", "prompts", "size", "height", "width", "reproduce", "checkpoint", "config", "dtype",
     "preview", "quiet", "batch_size", "mesh", "process_index", "process_count", "distributed", "coordinator",
-    "cache_dir", "no_cache", "cfg", "cfg_b", "steps", "shift", "sampler", "eta", "schedule",
+    "cache_dir", "no_cache", "lora", "token", "cfg", "cfg_b", "steps", "shift", "sampler", "eta", "schedule",
 }  # fmt: skip
 """Options that always have an effect, as long as something is drawn with stage C."""
 

@@ -124,10 +124,10 @@ def test_what_is_no_picture_of_ours_is_refused(tmp_path):
     Image.fromarray(IMAGE).save(tmp_path / "plain.png")
     with_text(tmp_path / "json.png", "{")
     with_text(tmp_path / "list.png", "[]")
-    with_text(tmp_path / "newer.png", json.dumps(META | {"format": 2}))
+    with_text(tmp_path / "newer.png", json.dumps(META | {"format": 3}))
     for name, message in [
         ("none", "does not exist"), ("text", "not a PNG"), ("jpeg", "not a PNG"), ("plain", "no ultrapixel"),
-        ("json", "damaged"), ("list", "damaged"), ("newer", "format 2, newer than 1"),
+        ("json", "damaged"), ("list", "damaged"), ("newer", "format 3, newer than 2"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=message):
             pictures.read_metadata(tmp_path / f"{name}.png")

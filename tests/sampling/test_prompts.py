@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sampling import condition_keys
 from ultrapixel_jax.sampling.prompts import KEYS, read_prompts
 from ultrapixel_jax.sampling.requests import Entry
 
@@ -154,7 +155,7 @@ def test_every_key_is_read_from_text_and_from_numbers(tmp_path: Path) -> None:
         "schedule": "edm", "cfg_rescale": 0.0, "steps_b": 4, "cfg_b": 1.25, "shift_b": 0.5,
         "sampler_b": "ddpm", "eta_b": 1, "schedule_b": "sqrt", "cfg_rescale_b": 0.25,
     }  # fmt: skip
-    assert {*values} == {*KEYS} - {"size"}
+    assert {*values} == {*KEYS} - {"size", *condition_keys.KEYS}
     (tmp_path / "a.json").write_text(json.dumps([values]))
     (tmp_path / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in (values, values.values())))
     (one,), (other,) = read_prompts(tmp_path / "a.json"), read_prompts(tmp_path / "a.csv")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import NamedTuple
 
+from ultrapixel_jax.sampling.condition_keys import KEYS
 from ultrapixel_jax.sampling.requests import SETTINGS, SETTINGS_B, Entry, Request
 
 
@@ -95,6 +96,7 @@ def without_effect(situation: Situation) -> list[str]:
         if situation.entries and all(_says(entry, n) for entry in situation.entries for n in names):
             tell(name, "each picture of the list says its own")
     asked = {*situation.given, *(name for entry in situation.entries for name in entry.settings)}
+    asked |= {name for entry in situation.entries for name in _steered(entry)}
     asked |= {name for name in OF_ENTRIES if any(_says(entry, name) for entry in situation.entries)}
     for rule in RULES:
         for name in sorted(rule.names & asked) if rule.holds(situation) else ():
@@ -102,7 +104,14 @@ def without_effect(situation: Situation) -> list[str]:
     return [f"{', '.join(sorted(names))} without effect: {why}" for why, names in lines.items()]
 
 
+def _steered(entry: Entry) -> Mapping[str, object]:
+    """What an entry says of its conditions, where it has not been read."""
+    return entry.conditions if isinstance(entry.conditions, Mapping) else {}
+
+
 def _says(entry: Entry, name: str) -> bool:
     if name in SETTINGS or name in SETTINGS_B:
         return name in entry.settings
+    if name in KEYS:
+        return name in _steered(entry)
     return name in OF_ENTRIES and getattr(entry, name) is not None

@@ -15,6 +15,7 @@ from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
 from ultrapixel_jax.config import DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath, bucket_errors, place
+from ultrapixel_jax.sampling.condition_keys import KEYS
 from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B, check_prompt, with_settings
 from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
@@ -42,6 +43,8 @@ class Options:
     """Whether lines of the prompts file that begin with # are skipped."""
     settings: dict[str, Any]
     """Sampling that was given, by the names in `requests.SETTINGS` and `SETTINGS_B`."""
+    conditions: dict[str, Any]
+    """What steers pictures beside prompts, by the names in `condition_keys.KEYS`; no file is opened yet."""
     checkpoint: AnyPath | None
     config: Path | None
     dtype: str | None
@@ -101,6 +104,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         seed=_or(values.seed, 0),
         comments=values.comments,
         settings=settings,
+        conditions={
+            name: tuple(value) if key.several else value
+            for name, key in KEYS.items()
+            if (value := getattr(values, name)) is not None
+        },
         checkpoint=_existing_directory(values.checkpoint),
         config=values.config,
         dtype=values.dtype,
@@ -175,6 +183,12 @@ def _parser() -> Parser:
                 more = {"metavar": "NAME"} if name == "schedule" else {}
                 option = f"--{name.replace('_', '-')}{suffix}"
                 p.option(option, SETTINGS[name], text, shown=shown, **more)
+    p.section("what steers it beside the prompt (docs/control.md)")
+    for name, key in KEYS.items():
+        often = {"action": "append"} if key.several else {}
+        p.option(
+            f"--{name.replace('_', '-')}", Reader(key.read, key.metavar), key.help, shown=key.shown, **often
+        )
     p.section("model")
     p.option("--checkpoint", place, "a checkpoint that `python -m convert` wrote", metavar="DIR")
     p.option("--config", Path, "a Python file with `config = CascadeConfig(...)`", metavar="FILE")

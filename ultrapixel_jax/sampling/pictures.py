@@ -26,12 +26,14 @@ from ultrapixel_jax.config import CascadeConfig, DiffusionConfig, from_dict, to_
 from ultrapixel_jax.config.version import __version__
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import fingerprint
+from ultrapixel_jax.sampling import conditions
 from ultrapixel_jax.sampling.picture import KEY, Picture
 from ultrapixel_jax.sampling.requests import MAX_SEED, Request, check_prompt
 from ultrapixel_jax.sizes import LR_SIDE, check_size
 
-FORMAT = 1
-"""Version of that object's layout; raised when an older reader would misread it."""
+FORMAT = 2
+"""Newest version of that object's layout. A picture gets the oldest whose readers understand it: 1, or 2 with
+conditions, which they would pass over."""
 SAME_PICTURE = (
     "prompt", "negative_prompt", "seed", "height", "width", "preview", "stage_c", "stage_b",
     "checkpoint", "config", "dtype",
@@ -84,14 +86,17 @@ def describe(request: Request, run: Run, latents: str | None = None) -> dict[str
     But for a picture that was decoded from latents that somebody gave; `latents` is their digest then.
     """
     asked = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
-    del asked["name"], asked["index"]
+    del asked["name"], asked["index"], asked["conditions"]
     asked |= {"stage_c": to_dict(request.stage_c), "stage_b": to_dict(request.stage_b)}
     versions = {"ultrapixel_jax": __version__}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     given = {} if latents is None else {"latents": latents}
-    return {"format": FORMAT} | asked | dataclasses.asdict(run) | given | {"versions": versions}
+    if request.conditions:
+        given |= {"conditions": conditions.described(request.conditions)}
+    version = FORMAT if request.conditions else 1
+    return {"format": version} | asked | dataclasses.asdict(run) | given | {"versions": versions}
 
 
 def check_same_model(made_by: Run, now: Run) -> None:
@@ -126,7 +131,8 @@ def compared(original: Path, again: Path) -> str:
 def same_picture(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two metadata describe the same picture (see `SAME_PICTURE`)."""
     same = all(key in one and key in other and one[key] == other[key] for key in SAME_PICTURE)
-    return same and one.get("latents") == other.get("latents")
+    steered = [conditions.without_paths(metadata.get("conditions")) for metadata in (one, other)]
+    return same and one.get("latents") == other.get("latents") and steered[0] == steered[1]
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -168,16 +174,17 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return metadata
 
 
-def recorded(metadata: Mapping[str, Any]) -> tuple[Request, Run]:
-    """Inverse of `describe`.
+def recorded(metadata: Mapping[str, Any], beside: str | Path = ".") -> tuple[Request, Run]:
+    """Inverse of `describe`; files that are not where they were are looked for in `beside`.
 
     Raises:
-        UserError: a value is missing, of another type or out of range.
+        UserError: a value is missing, of another type or out of range; a file is missing or has changed.
     """
     if "latents" in metadata:
         raise UserError("the picture was decoded from latents that were given, and does not have them")
     try:
         values = {f.name: metadata[f.name] for f in dataclasses.fields(Request) if f.name in metadata}
+        values["conditions"] = conditions.recorded(values.get("conditions", {}), beside)
         values["lr_side"] = LR_SIDE  # of pictures of before there was a choice
         values |= {f.name: metadata[f.name] for f in dataclasses.fields(Run) if f.name in metadata}
         for name, kinds in _KINDS.items():

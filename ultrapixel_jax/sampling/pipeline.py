@@ -19,6 +19,7 @@ from ultrapixel_jax.checkpoints.weights import Weights, load_weights
 from ultrapixel_jax.compilation.executables import Executables
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
 from ultrapixel_jax.diffusion.two_branch import Prompts
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sampling.pictures import config_identity
@@ -184,6 +185,8 @@ class Cascade:
         """
         if not 0 < len(requests) <= batch_size:
             raise ValueError(f"{len(requests)} requests for a batch of {batch_size}")
+        if requests[0].conditions.loras or requests[0].conditions.tokens:
+            raise UserError("LoRA files and new tokens cannot be drawn with yet")
         tile = self._tile(batch_size, tile, decode_bytes)
         filled = [*requests, *[requests[-1]] * (batch_size - len(requests))]
         bucket = self.bucket(requests[0])

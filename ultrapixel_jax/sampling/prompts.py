@@ -6,6 +6,7 @@ Nothing here imports jax: a bad list is refused before a model is loaded.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -17,6 +18,8 @@ from typing import Any
 
 from ultrapixel_jax.commands import OTHERS, Reader, whole
 from ultrapixel_jax.errors import UserError, nearest, one_line, unknown_key
+from ultrapixel_jax.sampling import condition_keys
+from ultrapixel_jax.sampling.conditions import Conditions
 from ultrapixel_jax.sampling.requests import (
     MAX_SEED,
     SETTINGS,
@@ -42,6 +45,7 @@ KEYS: Mapping[str, Reader] = {
     "num_images": whole(1, 100_000),
     **SETTINGS,
     **SETTINGS_B,
+    **{name: Reader(key.read, key.metavar) for name, key in condition_keys.KEYS.items()},
 }
 """What can be said of a picture, with how it is read."""
 SAME = {"prompts": "prompt", "caption": "prompt", "text": "prompt"}
@@ -61,7 +65,7 @@ def read_prompts(path: str | Path, *, comments: bool = False, note: Note = lambd
       Blank lines are skipped, and nothing else is.
 
     Objects and tables have the keys in `KEYS`, of which only ``prompt`` must be there, in capitals or not.
-    Columns that mean nothing here are passed over, and named in a note.
+    Paths in them are relative to the file. Columns that mean nothing here are passed over, and named.
 
     Args:
         path: of the file.
@@ -86,7 +90,7 @@ def read_prompts(path: str | Path, *, comments: bool = False, note: Note = lambd
     entries = []
     for place, read in items:
         try:
-            entries.append(read())
+            entries.append(_placed(read(), path))
         except UserError as error:
             raise UserError(f"{where}{place}: {error}") from error
     if not entries:
@@ -94,6 +98,15 @@ def read_prompts(path: str | Path, *, comments: bool = False, note: Note = lambd
     if count := sum(entry.prompt.startswith("#") for entry in entries):
         note(f"{count} prompts begin with #; --comments skips such lines")
     return entries
+
+
+def _placed(entry: Entry, path: str | Path) -> Entry:
+    """`entry` with the paths that it names taken relative to the file `path`; to the command's on stdin."""
+    if isinstance(entry.conditions, Conditions) or str(path) == "-":
+        return entry
+    folder = Path(path).parent
+    found = {name: condition_keys.under(value, folder) for name, value in entry.conditions.items()}
+    return dataclasses.replace(entry, conditions=found)
 
 
 _Items = Iterator[tuple[str, Callable[[], Entry]]]
@@ -268,11 +281,14 @@ def _entry(values: dict[str, Any]) -> Entry:
     if "name" in values:
         values["name"] = check_name(values["name"])
     settings = {name: values.pop(name) for name in [*SETTINGS, *SETTINGS_B] if name in values}
-    return Entry(**values, settings=settings)
+    steered = {name: values.pop(name) for name in condition_keys.KEYS if name in values}
+    return Entry(**values, settings=settings, conditions=steered)
 
 
 def _typed(name: str, value: Any) -> Any:
     """The `value` of a JSON key."""
+    if name in condition_keys.KEYS:
+        return condition_keys.read(name, value)
     kind = KEYS[name]
     whole_number = kind.metavar == "N"
     if isinstance(value, float) and whole_number and value.is_integer():
@@ -286,6 +302,8 @@ def _typed(name: str, value: Any) -> Any:
 
 def _value(name: str, text: str) -> Any:
     """The value of the key `name` that is written as `text`."""
+    if name in condition_keys.KEYS:
+        return condition_keys.read(name, text)
     try:
         return KEYS[name].read(text)
     except ValueError as error:

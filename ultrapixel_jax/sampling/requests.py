@@ -9,11 +9,14 @@ import dataclasses
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, get_args
 
 from ultrapixel_jax.commands import Reader, number, one_of, whole
 from ultrapixel_jax.config import MAX_STEPS, DiffusionConfig, SamplerName, ScheduleName
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sampling import condition_keys
+from ultrapixel_jax.sampling.conditions import NONE, Conditions
 from ultrapixel_jax.sizes import Bucket, check_size
 
 MAX_SEED = 2**32 - 1
@@ -54,6 +57,8 @@ class Entry:
     num_images: int | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Of sampling, by the names in `SETTINGS` and `SETTINGS_B`."""
+    conditions: Mapping[str, Any] | Conditions = dataclasses.field(default_factory=dict)
+    """What steers it beside its prompts, by the names in `condition_keys.KEYS`, or read already."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Request:
     """Sampling of stage B."""
     name: str | None = None
     """Name of the file, without extension; None makes one from index, prompt and seed."""
+    conditions: Conditions = NONE
+    """What steers it beside its prompts."""
     index: int = 0
     """Place in the whole list, the same in every process."""
 
@@ -90,7 +97,7 @@ class Batch:
     bucket: Bucket
     """The shapes that all of them run through."""
     requests: tuple[Request, ...]
-    """At least one; all with the same sampling settings."""
+    """At least one; all with the same sampling settings, and conditions of the same shapes."""
     padding: int
     """Entries that fill the device batch up and whose pictures are dropped."""
 
@@ -179,14 +186,17 @@ def make_requests(
     seed: int = 0,
     negative_prompt: str = "",
     num_images: int = 1,
+    conditions: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Request]:
     """Turn entries into requests: `num_images` of each, with seeds seed, seed + 1, …
 
-    What an entry does not say comes from the arguments. A name of its own gets the seed appended
+    What an entry does not say comes from the arguments; `conditions` are plain values by the names in
+    `condition_keys.KEYS`, whose files are opened here. A name of its own gets the seed appended
     where there are several pictures of it.
 
     Raises:
-        UserError: a size, a seed (the last one too) or a number of images out of range.
+        UserError: a size, a seed (the last one too) or a number of images out of range; a file of the
+            conditions that cannot be used.
     """
     requests: list[Request] = []
     for entry in entries:
@@ -199,6 +209,10 @@ def make_requests(
         high = height if entry.height is None else entry.height
         wide = width if entry.width is None else entry.width
         check_size(high, wide)
+        own = entry.conditions
+        if not isinstance(own, Conditions):
+            own = condition_keys.conditions_of(condition_keys.merged(conditions, own))
+        own.check(high, wide)
         for own_seed in range(first, first + count):
             name = entry.name if entry.name is None or count == 1 else f"{entry.name}-{own_seed}"
             requests.append(
@@ -213,6 +227,7 @@ def make_requests(
                     stage_c=of_c,
                     stage_b=of_b,
                     name=name,
+                    conditions=own,
                     index=len(requests),
                 )
             )
@@ -242,7 +257,7 @@ def with_settings(
 
 
 def plan(requests: Sequence[Request], batch_size: int, lr_side: int) -> list[Batch]:
-    """Group requests into device batches of one bucket and one set of settings each.
+    """Group requests into device batches of one bucket, one set of settings and one kind of conditions each.
 
     Groups come in the order of their first request, requests in list order, so that each bucket
     compiles once and the first pictures are those asked for first. Only the last batch of a group is
@@ -290,5 +305,5 @@ def _chunks(requests: Sequence[Request], buckets: Sequence[Bucket], batch_size: 
     """Positions of the requests of each batch."""
     groups: dict[Hashable, list[int]] = {}
     for i, (request, bucket) in enumerate(zip(requests, buckets)):
-        groups.setdefault((bucket, request.stage_c, request.stage_b), []).append(i)
+        groups.setdefault((bucket, request.stage_c, request.stage_b, request.conditions.group), []).append(i)
     return [at[i : i + batch_size] for at in groups.values() for i in range(0, len(at), batch_size)]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import operator
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from types import MappingProxyType
+from typing import Any, Literal, Unpack
 
 import jax
 import numpy as np
@@ -25,21 +25,19 @@ from ultrapixel_jax.compilation import cache as compilation_cache
 from ultrapixel_jax.config import (
     CascadeConfig,
     DiffusionConfig,
-    SamplerName,
-    ScheduleName,
     check_dtype,
     load_config,
 )
-from ultrapixel_jax.errors import UserError, unknown_key
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import place
-from ultrapixel_jax.sampling import effects, pictures
+from ultrapixel_jax.sampling import arguments, effects, pictures
+from ultrapixel_jax.sampling.arguments import Options, Sampling, check_names, checked_number
 from ultrapixel_jax.sampling.picture import Picture
 from ultrapixel_jax.sampling.pipeline import Cascade, Progress
 from ultrapixel_jax.sampling.requests import (
     DECODE_BYTES,
     Entry,
     Request,
-    check_prompt,
     make_requests,
     plan,
     with_settings,
@@ -57,29 +55,6 @@ GIVEN_LATENTS = ("stage_b", "stage_c")
 
 class NotUsed(UserWarning):
     """Something that was given changes no picture."""
-
-
-class Sampling(TypedDict, total=False):
-    """Sampling of stage C, both passes, and with `_b` of stage B; what is left out is the model's own.
-
-    One value, or one for each prompt.
-    """
-
-    steps: int | Sequence[int]
-    cfg: float | Sequence[float]
-    cfg_hr: float | Sequence[float]
-    shift: float | Sequence[float]
-    sampler: SamplerName | Sequence[SamplerName]
-    eta: float | Sequence[float]
-    schedule: ScheduleName | Sequence[ScheduleName]
-    cfg_rescale: float | Sequence[float]
-    steps_b: int | Sequence[int]
-    cfg_b: float | Sequence[float]
-    shift_b: float | Sequence[float]
-    sampler_b: SamplerName | Sequence[SamplerName]
-    eta_b: float | Sequence[float]
-    schedule_b: ScheduleName | Sequence[ScheduleName]
-    cfg_rescale_b: float | Sequence[float]
 
 
 class UltraPixel:
@@ -170,7 +145,7 @@ class UltraPixel:
         latents: Latents | Sequence[Latents] | None = None,
         return_latents: bool = False,
         callback: Callback | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Iterator[tuple[int, Picture]]:
         """Pictures as they are finished, each with its place in the order asked for.
 
@@ -189,37 +164,17 @@ class UltraPixel:
             latents: of each picture, to go on from: `stage_b` is only decoded, `stage_c` by stages B and A.
             return_latents: whether the pictures' `latents` are filled in.
             callback: told of every stage's steps.
-            sampling: fields of `Sampling`, like ``steps=20, cfg=4.0``; one, or as many as prompts.
+            options: fields of `Sampling`, like ``steps=20, cfg=4.0``, one or as many as prompts; and of
+                `Steering`.
 
         Raises:
             UserError: a value out of range, lists of different lengths, an unknown option, or too little
                 memory.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        count = len(prompts)
-        _check_names(sampling)
-        own = {name: _each(name, value, count) for name, value in sampling.items() if _is_list(value)}
-        entries = [
-            Entry(
-                check_prompt(text),
-                check_prompt(against),
-                seed=own_seed,
-                height=h,
-                width=w,
-                settings={name: values[i] for name, values in own.items()},
-            )
-            for i, (text, against, own_seed, h, w) in enumerate(
-                zip(
-                    prompts,
-                    _each("negative_prompt", negative_prompt, count),
-                    _each("seed", seed, count),
-                    _each("height", height, count),
-                    _each("width", width, count),
-                    strict=True,
-                )
-            )
-        ]
-        of_all: Any = {name: value for name, value in sampling.items() if name not in own}
+        entries, of_all = arguments.entries(
+            prompts, negative_prompt=negative_prompt, seed=seed, height=height, width=width, options=options
+        )
         requests = self.requests(entries, num_images=num_images, **of_all)
         for text in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):
             if cut := self.cascade.truncated(text):
@@ -230,7 +185,7 @@ class UltraPixel:
             "decode_memory": None if decode_memory == DECODE_BYTES / 1e9 else decode_memory,
         }
         situation = effects.Situation(
-            {*sampling, *(name for name, value in own_b.items() if value is not None)}, (), requests,
+            {*options, *(name for name, value in own_b.items() if value is not None)}, (), requests,
             preview=self.cascade.preview, guided=self.config.guidance is not None,
         )  # fmt: skip
         for line in effects.without_effect(situation):
@@ -258,23 +213,26 @@ class UltraPixel:
         seed: int = 0,
         negative_prompt: str = "",
         num_images: int = 1,
+        conditions: Mapping[str, Any] = MappingProxyType({}),
         **sampling: Unpack[Sampling],
     ) -> list[Request]:
         """What to draw, checked: `num_images` of each entry; the arguments are for what entries leave out.
 
+        `conditions` are plain values by the names in `condition_keys.KEYS`.
+
         Raises:
-            UserError: a value out of range, or an unknown option.
+            UserError: a value out of range, an unknown option, or a file that cannot be used.
         """
         stage_c, stage_b = self.settings(**sampling)
         return make_requests(
             entries, height=height, width=width, stage_c=stage_c, stage_b=stage_b, seed=seed,
-            negative_prompt=negative_prompt, num_images=num_images,
+            negative_prompt=negative_prompt, num_images=num_images, conditions=conditions,
         )  # fmt: skip
 
     def settings(self, **sampling: Unpack[Sampling]) -> tuple[DiffusionConfig, DiffusionConfig]:
         """Sampling of stages C and B: the model's own but for `sampling`."""
-        _check_names(sampling)
-        values = {name: _checked_number(name, value) for name, value in sampling.items()}
+        check_names(sampling, Sampling)
+        values = {name: checked_number(name, value) for name, value in sampling.items()}
         return with_settings(self.config.sampling_c, self.config.sampling_b, values)
 
     def draw(
@@ -381,44 +339,6 @@ class UltraPixel:
                 size = f"{request.height}x{request.width}"
                 raise UserError(f"latent {name} has shape {one[name].shape}; {size} pixels need {shape}")
         return [{name: np.asarray(one[name], np.float32)} for one in latents]
-
-
-_OPTIONS = (
-    "negative_prompt", "height", "width", "seed", "num_images", "batch_size", "tile", "decode_memory",
-    "latents", "return_latents", "callback",
-)  # fmt: skip
-
-
-def _check_names(sampling: Mapping[str, Any]) -> None:
-    for name in sampling:
-        if name not in Sampling.__annotations__:
-            raise UserError(unknown_key(name, [*Sampling.__annotations__, *_OPTIONS], "option"))
-
-
-def _each(name: str, value: Any, count: int) -> list[Any]:
-    """`value` for each of `count` prompts: a list as it stands, anything else for all."""
-    if not _is_list(value):
-        value = [value] * count
-    if len(value) != count:
-        raise UserError(f"{name} has {len(value)} values for {count} prompts; give one, or one for each")
-    return list(value) if name == "negative_prompt" else [_checked_number(name, v) for v in value]
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _checked_number(name: str, value: Any) -> Any:
-    """`value` as the option `name` wants it: a whole number, a number, or for names as it stands."""
-    base = name.removesuffix("_b")
-    if base in ("sampler", "schedule") or value is None:
-        return value
-    whole = base in ("steps", "seed", "height", "width", "num_images", "batch_size")
-    try:
-        return operator.index(value) if whole else float(value)
-    except (TypeError, ValueError) as error:
-        kind = "whole number" if whole else "number"
-        raise UserError(f"{name} {value!r:.80} is not a {kind}") from error
 
 
 def _digest(latents: Mapping[str, np.ndarray]) -> str:
