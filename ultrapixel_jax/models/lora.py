@@ -10,6 +10,7 @@ weights (`merge`), from whatever file they came (`Change`).
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +54,35 @@ Changes = Mapping[str, Change]
 """By path of the layer in a network's parameters, such as `down_0/layer_2/query`."""
 Size = tuple[int, int]
 """Inputs and outputs of a layer."""
+VARIANTS = {1536: "the lite stage C", 2048: "the 3.6B stage C"}
+"""Released models by their width."""
+
+
+class NewToken(NamedTuple):
+    """A word that the vocabulary does not have."""
+
+    name: str | None
+    """As it stands in prompts; None where the file does not say."""
+    vectors: Any
+    """(n, width), float32: embeddings, or offsets to what they start from."""
+    absolute: bool
+    """Whether they are the embeddings themselves."""
+    start: str | None = None
+    """Pattern of the tokens whose mean embedding an offset is to, where it is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """What a file or directory brings."""
+
+    origin: str
+    """Where it was read, for messages."""
+    changes: Mapping[str, Changes]
+    """By network (`stage_c`, `clip_text`) and path of the layer."""
+    tokens: tuple[NewToken, ...] = ()
+    """In the order of their ids."""
+    offsets: Mapping[int, Any] = dataclasses.field(default_factory=dict)
+    """To the embeddings of tokens that the vocabulary has, by id."""
 
 
 # ---------------------------------------------------------------------------- which layers there are
@@ -213,6 +243,39 @@ def problem(changes: Changes, sizes: Mapping[str, Size]) -> str | None:
             return f"its change of {path} has rank 0, so it changes nothing"
         if change.down.shape[0] != change.up.shape[1]:
             return f"its change of {path} has ranks {change.down.shape[0]} and {change.up.shape[1]}"
+    return None
+
+
+def named_tokens(config: LoraConfig, vectors: np.ndarray) -> tuple[NewToken, ...]:
+    """The words of `config.tokens` with their trained offsets."""
+    named = [token.partition("=") for token in config.tokens]
+    return tuple(
+        NewToken(name.strip(), np.asarray(vector[None], np.float32), False, pattern.strip() or None)
+        for (name, _, pattern), vector in zip(named, vectors, strict=True)
+    )
+
+
+def stored_tokens(
+    vectors: np.ndarray, indices: np.ndarray, vocabulary: int
+) -> tuple[tuple[NewToken, ...], dict[int, np.ndarray]]:
+    """The tokens of a file that stores offsets with the rows that they are of: new ones in the order of their
+    ids, and offsets to those of the `vocabulary` by id.
+    """
+    pairs = sorted(zip(indices.reshape(-1).tolist(), vectors, strict=True), key=lambda pair: pair[0])
+    new = tuple(NewToken(None, vector[None], absolute=False) for i, vector in pairs if i >= vocabulary)
+    return new, {i: vector for i, vector in pairs if i < vocabulary}
+
+
+def misfit(lora: Lora, stage_c: StageCConfig, clip_text: ClipTextConfig) -> str | None:
+    """Why a LoRA does not fit a model, in words; None if it does."""
+    sizes = {"stage_c": thirds(stage_c_layers(stage_c)), "clip_text": text_layers(clip_text)}
+    for network, own in lora.changes.items():
+        if why := problem(own, sizes[network]):
+            widths = {x.down.shape[1] for path, x in own.items() if path.endswith(("/out", f"/{PACKED}"))}
+            known = [VARIANTS[width] for width in widths if width in VARIANTS]
+            return f"{why}; it belongs to {known[0]}, so give that one's checkpoint" if known else why
+    if any(token.vectors.shape[1] != clip_text.width for token in lora.tokens):
+        return f"its new tokens have not the text encoder's width {clip_text.width}"
     return None
 
 

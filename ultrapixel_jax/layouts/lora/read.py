@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ultrapixel_jax.config import CascadeConfig
@@ -15,7 +15,16 @@ from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.layouts.describe import look
 from ultrapixel_jax.layouts.files import TensorFile, check_finite, find_files
 from ultrapixel_jax.layouts.lora.names import DEPTHWISE, Target, look_up, numbered
-from ultrapixel_jax.models.lora import Change, problem, stage_c_layers, text_layers, thirds
+from ultrapixel_jax.models.lora import (
+    Change,
+    Lora,
+    NewToken,
+    misfit,
+    problem,
+    stage_c_layers,
+    stored_tokens,
+    thirds,
+)
 
 OTHERS: Mapping[str, str] = {
     r"hada_\w+": "a LoHa (LyCORIS)",
@@ -37,38 +46,11 @@ _OTHER = {re.compile(rf"(?P<module>.+)\.(?P<leaf>{leaf})"): kind for leaf, kind 
 _NUMBERED = re.compile(r"(?:(?:module|weights)\.)*(\d+)\.lora_(down|up)")
 _TOKENS = re.compile(r"(?:(?:module|embeddings)\.)*(?:\d+\.)?(embeddings|indices)")
 _BUNDLED = re.compile(r"bundle_emb\.(?P<name>.+)\.(?P<which>clip_\w+)")
+KEPT_DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
+"""In which factors are kept as they are; others become float32."""
 INVERSION = "clip_g"
 """The one key of a textual inversion for CLIP bigG."""
 CASCADE = "Stable Cascade"
-VARIANTS = {1536: "the lite stage C", 2048: "the 3.6B stage C"}
-"""Released models by their width."""
-
-
-class NewToken(NamedTuple):
-    """A word that the vocabulary does not have."""
-
-    name: str | None
-    """As it stands in prompts; None where the file does not say."""
-    vectors: np.ndarray
-    """(n, width), float32: embeddings, or offsets to what they start from."""
-    absolute: bool
-    """Whether they are the embeddings themselves."""
-    start: str | None = None
-    """Pattern of the tokens whose mean embedding an offset is to, where it is known."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Lora:
-    """What a file or directory brings."""
-
-    origin: str
-    """Where it was read, for messages."""
-    changes: Mapping[str, Mapping[str, Change]]
-    """By network (`stage_c`, `clip_text`) and path of the layer."""
-    tokens: tuple[NewToken, ...] = ()
-    """In the order of their ids."""
-    offsets: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
-    """To the embeddings of tokens that the vocabulary has, by id."""
 
 
 def is_lora(keys: Any) -> bool:
@@ -106,19 +88,10 @@ def read(file: TensorFile, config: CascadeConfig) -> Lora:
         raise UserError(f"{where} is no LoRA of this model: {seen}")
     reading = _Reading(file, config)
     reading.read()
-    for network, sizes in (
-        ("stage_c", thirds(stage_c_layers(config.stage_c))), ("clip_text", text_layers(config.clip_text))
-    ):  # fmt: skip
-        if why := problem(reading.changes[network], sizes):
-            raise UserError(f"{where} does not fit the model: {why}{_variant(reading.changes[network])}")
-    return reading.result()
-
-
-def _variant(changes: Mapping[str, Change]) -> str:
-    """Which released model changes of these sizes belong to, if one is known."""
-    widths = {change.down.shape[1] for path, change in changes.items() if path.endswith(("/out", "/in_proj"))}
-    names = [VARIANTS[width] for width in widths if width in VARIANTS]
-    return f"; it belongs to {names[0]}, so give that one's checkpoint" if len(names) == 1 else ""
+    lora = reading.result()
+    if why := misfit(lora, config.stage_c, config.clip_text):
+        raise UserError(f"{where} does not fit the model: {why}")
+    return lora
 
 
 class _Reading:
@@ -226,7 +199,7 @@ class _Reading:
 
     def _magnitude(self, key: str, size: tuple[int, int]) -> np.ndarray:
         """A DoRA's norms by our axes, (in, 1) or (1, out), as the shape says; torch's are (out, in, …)."""
-        x, (inputs, outputs) = self._tensor(key), size
+        x, (inputs, outputs) = np.asarray(self._tensor(key), np.float32), size
         shape = x.shape
         while len(shape) > 2 and shape[-1] == 1:
             shape = shape[:-1]
@@ -251,12 +224,8 @@ class _Reading:
         vectors, indices = self._vectors(keys["embeddings"]), self.file.read(keys["indices"]).reshape(-1)
         if len(indices) != len(vectors):
             raise UserError(f"{self.where} has {len(vectors)} embeddings for {len(indices)} tokens")
-        first = self.config.clip_text.vocab_size
-        for vector, index in sorted(zip(vectors, indices.tolist()), key=lambda pair: pair[1]):
-            if index < first:
-                self.offsets[index] = vector
-            else:
-                self.tokens.append(NewToken(None, vector[None], absolute=False))
+        tokens, self.offsets = stored_tokens(vectors, indices, self.config.clip_text.vocab_size)
+        self.tokens += tokens
 
     def _bundled(self, key: str, name: str, which: str) -> None:
         """Tokens in OneTrainer's files, which say their names."""
@@ -270,7 +239,7 @@ class _Reading:
         self.tokens.append(NewToken(name, self._vectors(key), absolute=True))
 
     def _vectors(self, key: str) -> np.ndarray:
-        x = self._tensor(key)
+        x = np.asarray(self._tensor(key), np.float32)
         x = x.reshape(-1, x.shape[-1])
         if x.shape[1] != self.config.clip_text.width:
             raise UserError(
@@ -282,7 +251,7 @@ class _Reading:
     def _tensor(self, key: str) -> np.ndarray:
         x = self.file.read(key)
         check_finite(f"{key} of {self.where}", x)
-        return np.asarray(x, np.float32)
+        return x if x.dtype in KEPT_DTYPES else np.asarray(x, np.float32)
 
 
 def _matrix(x: np.ndarray) -> np.ndarray | None:

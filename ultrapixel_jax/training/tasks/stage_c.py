@@ -89,12 +89,18 @@ def denoising_loss(
     networks: Mapping[str, Variables],
     batch: Batch,
     dropout: bool,
+    *,
+    latent: str = "latent",
+    text: encode.Text | None = None,
 ) -> Losses:
-    """The ε loss of stage C with variables `stage_c`; the encoders are among `networks`."""
+    """The ε loss of stage C with variables `stage_c`; the encoders are among `networks`.
+
+    Of the batch's `latent`, with its captions or what they are encoded to, `text`.
+    """
     dtype = jnp.dtype(config.dtype)
     model = StageC(config.model.stage_c, scanned=config.scanned)
-    x0 = encode.latent(batch, "latent", networks, config.model, dtype)
-    text = encode.text(batch, networks, config.model, dtype)
+    x0 = encode.latent(batch, latent, networks, config.model, dtype)
+    text = text or encode.text(batch, networks, config.model, dtype)
     logsnr = draw_logsnr(diffusion, keys_of(batch, T))
     epsilon = normal(keys_of(batch, NOISE), x0.shape[1:])
     x = objective.diffuse(x0, epsilon, logsnr).astype(dtype)
