@@ -53,7 +53,10 @@ STOREYS: tuple[Mapping[str, str], ...] = (
     {"sampling": "stages · pipeline · requests · conditions · pictures · tiling · export"},
     {"training": "tasks · step · optimizer · state · checkpoints of a run · machines · log"},
     {"": "the public API"},
-    {"demo": "world: scenes, drawing, captions · measure: detector, scores, ablations"},
+    {
+        "demo": "world: scenes, drawing, captions · measure: detector, scores, ablations",
+        "web": "server · queue · gallery · tiles · page",
+    },
 )
 """From the ground up: rooms and what they hold. A room imports from storeys below; on the ground floor also
 from beside, without circles. The room without a name is the package's own `__init__`."""

@@ -86,7 +86,7 @@ def test_every_import_is_declared() -> None:
 
     optional = project["optional-dependencies"]
     of_all = names(*project["dependencies"], *optional["parquet"], *optional["gcs"])
-    of_tests = of_all | names(*optional["test"], *optional["launch"])
+    of_tests = of_all | names(*optional["test"], *optional["launch"], *optional["browser"])
     missing = []
     for path in files():
         by_users = path.relative_to(ROOT).parts[0] not in ("benchmarks", "tests")

@@ -143,6 +143,11 @@ def test_global_response_norm_formula():
     assert relative_error(found, expected.numpy()) < 1e-5
 
 
+# One program for each of many sizes, where there would be one for each operation.
+jit_bilinear = jax.jit(resize_bilinear, static_argnums=1)
+jit_nearest = jax.jit(resize_nearest, static_argnums=1)
+
+
 def torch_resize(x: np.ndarray, size: tuple[int, int], **kwargs) -> np.ndarray:
     y = torch.nn.functional.interpolate(torch.from_numpy(np.moveaxis(x, -1, 1)), size, **kwargs)
     return np.moveaxis(y.numpy(), 1, -1)
@@ -153,7 +158,7 @@ def torch_resize(x: np.ndarray, size: tuple[int, int], **kwargs) -> np.ndarray:
 def test_bilinear_aligned_as_in_torch(h, w, h2, w2):
     x = normal(1, h, w, 2)
     expected = torch_resize(x, (h2, w2), mode="bilinear", align_corners=True)
-    np.testing.assert_allclose(resize_bilinear(jnp.asarray(x), (h2, w2)), expected, atol=2e-5)
+    np.testing.assert_allclose(jit_bilinear(jnp.asarray(x), (h2, w2)), expected, atol=2e-5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -161,7 +166,7 @@ def test_bilinear_aligned_as_in_torch(h, w, h2, w2):
 def test_nearest_as_in_torch(source, target):
     x = np.arange(source, dtype=np.float32).reshape(1, source, 1, 1)
     expected = torch_resize(x, (target, 1), mode="nearest")
-    np.testing.assert_array_equal(resize_nearest(jnp.asarray(x), (target, 1)), expected)
+    np.testing.assert_array_equal(jit_nearest(jnp.asarray(x), (target, 1)), expected)
 
 
 def test_nearest_where_exact_arithmetic_picks_another_pixel():

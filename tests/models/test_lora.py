@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from configs.tiny import config as tiny
+from tests.models.filled import filled
 from tests.recordings import relative_error
 from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.config import LevelConfig, LoraConfig
-from ultrapixel_jax.models import components, lora, scan
+from ultrapixel_jax.models import lora, scan
 from ultrapixel_jax.models.layers import low_rank
 from ultrapixel_jax.models.stage_c import StageC
 
@@ -31,7 +32,7 @@ def noisy(tree, scale):
 
 @pytest.fixture(scope="module")
 def weights():
-    stage_c = noisy(components.initialise("stage_c", STAGE_C, jax.random.key(0)), 0.05)
+    stage_c = jax.tree.map(jnp.asarray, filled("stage_c", STAGE_C))
     changes = lora.init(jax.random.key(1), CONFIG)
     return stage_c, noisy(changes, 0.3)
 

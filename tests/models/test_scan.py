@@ -75,6 +75,17 @@ def test_scanned_equals_unrolled(name, cfg, loss, shape):
             assert relative_error(a, b) < 1e-3
 
 
+@pytest.mark.parametrize(("name", "cfg"), [("stage_c", STAGE_C), ("stage_b", STAGE_B)])
+def test_shapes_without_tracing_every_block(name, cfg):
+    levels = (
+        dataclasses.replace(cfg.levels[0], down_blocks=4),
+        dataclasses.replace(cfg.levels[1], up_blocks=3),
+    )
+    cfg = dataclasses.replace(cfg, levels=levels)
+    expected = jax.eval_shape(lambda: components.initialise(name, cfg, jax.random.key(0), jnp.bfloat16))
+    assert components.abstract(name, cfg, jnp.bfloat16) == expected
+
+
 def test_temporaries_do_not_grow_with_the_number_of_blocks():
     def temporaries(blocks: int, scanned: bool) -> int:
         cfg = dataclasses.replace(STAGE_C, levels=(LEVELS[0], LevelConfig(32, 4, blocks, 1)))
@@ -91,6 +102,6 @@ def test_temporaries_do_not_grow_with_the_number_of_blocks():
         return jax.jit(jax.grad(loss)).lower(x, v).compile(UNOPTIMISED).memory_analysis().temp_size_in_bytes
 
     # A scanned block leaves its input behind (32·32·32·4 bytes); an unrolled one all its activations.
-    added = temporaries(9, scanned=True) - temporaries(3, scanned=True)
-    added_unrolled = temporaries(9, scanned=False) - temporaries(3, scanned=False)
+    added = temporaries(6, scanned=True) - temporaries(3, scanned=True)
+    added_unrolled = temporaries(6, scanned=False) - temporaries(3, scanned=False)
     assert added < 0.25 * added_unrolled

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.filled import filled
 from tests.training.steps import config_of, latents, rows_of, start, with_
 from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.config import GuidanceConfig
 from ultrapixel_jax.diffusion import loss as objective
-from ultrapixel_jax.models import components
 from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask
 from ultrapixel_jax.training.tasks.base import Task
 
@@ -64,9 +64,7 @@ def test_guidance_against_finite_differences(float64, upsampler: str) -> None:
     def perturbed(x):
         return jnp.asarray(np.asarray(x, np.float64) + 0.05 * random.standard_normal(x.shape))
 
-    stage_c = jax.tree.map(
-        perturbed, components.initialise("stage_c", config.model.stage_c, jax.random.key(0))
-    )
+    stage_c = jax.tree.map(perturbed, filled("stage_c", config.model.stage_c))
     params = jax.tree.map(perturbed, state.params)
     rows = rows_of(config, latents(config))
     batch = {**double(latents(config)), "key": rows["key"]}

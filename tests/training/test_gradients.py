@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.models.filled import filled
 from tests.models.test_against_diffusers import STAGE_C, nchw, numpy_state, unet
 from tests.recorded_models import import_component
 from tests.training.steps import config_of, gradient, latents, rows_of, with_
 from ultrapixel_jax.config import CascadeConfig
 from ultrapixel_jax.diffusion import schedule
-from ultrapixel_jax.models import components
 from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask, StageCTask
 from ultrapixel_jax.training.tasks.base import draw_logsnr, keys_of, normal
 
@@ -94,8 +94,7 @@ def test_neither_parts_nor_scanning_change_the_gradient() -> None:
     """The same gradient unrolled in one part, and scanned with rematerialisation in two; with dropout."""
     config = config_of(GuidanceTask(diffusion=P2, frozen_dropout=True))
     assert all(level.dropout > 0 for level in config.model.stage_c.levels)
-    stage_c = components.initialise("stage_c", config.model.stage_c, jax.random.key(0))
-    stage_c = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), stage_c)
+    stage_c = jax.tree.map(jnp.asarray, filled("stage_c", config.model.stage_c))
     batch = latents(config)
     plain, _ = gradient(config, {}, {"stage_c": stage_c}, batch)
     parts = dataclasses.replace(config.optimizer, accumulate=2)

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tests.models.filled import SMALL, filled
 from tests.training.steps import config_of
+from ultrapixel_jax.compilation.options import UNOPTIMISED
+from ultrapixel_jax.config import LevelConfig
 from ultrapixel_jax.models import scan
 from ultrapixel_jax.sharding import make_mesh
 from ultrapixel_jax.training import state as states
@@ -33,13 +36,14 @@ def some_params(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def random_like(tree: Any, seed: int) -> Any:
-    key = jax.random.key(seed)
-    return jax.tree.map(lambda x: jax.random.normal(jax.random.fold_in(key, x.size), x.shape), tree)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), tree)
 
 
 def updates(config: OptimizerConfig, params: Any, gradients: Any) -> Any:
     optimizer = make_optimizer(config, 10)
-    return optimizer.update(gradients, optimizer.init(params), params)[0]
+    update = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0], compiler_options=UNOPTIMISED)
+    return update(gradients, params)
 
 
 def test_a_matrix_moves_along_the_nearest_orthogonal_one_and_the_rest_as_with_adamw() -> None:
@@ -61,10 +65,8 @@ def test_a_matrix_moves_along_the_nearest_orthogonal_one_and_the_rest_as_with_ad
 
 
 def test_stacked_blocks_get_the_updates_of_single_ones() -> None:
-    config = config_of(StageCTask(), optimizer=MUON)
-    task = make_task(config)
-    model = config.model.stage_c
-    single = task.initial("stage_c", jax.random.key(0))
+    model = dataclasses.replace(SMALL.stage_c, levels=(LevelConfig(16, 2, 2, 1),))
+    single = jax.tree.map(jnp.asarray, filled("stage_c", model))
     gradients = random_like({"params": single["params"]}, 0)
     stacked = scan.stack({"params": single["params"]}, model)["params"]
     stacked_gradients = scan.stack(gradients, model)["params"]
@@ -97,8 +99,7 @@ def test_moments_lie_where_their_parameters_do() -> None:
 
 
 def test_matrices_together_move_as_each_does_with_optax() -> None:
-    task = make_task(config_of(StageCTask(), optimizer=MUON))
-    params = task.initial("stage_c", jax.random.key(0))["params"]
+    params = filled("stage_c", SMALL.stage_c)["params"]
     matrix = optax.contrib.MuonDimensionNumbers(0, 1)
     reference = optax.contrib.muon(
         RATE, weight_decay=DECAY, adam_b1=MUON.betas[0], adam_b2=MUON.betas[1], adam_weight_decay=DECAY,
@@ -107,12 +108,13 @@ def test_matrices_together_move_as_each_does_with_optax() -> None:
             lambda *x: matrix if is_hidden_matrix(*x) else None, params
         ),
     )  # fmt: skip
-    optimizer = make_optimizer(MUON, 10)
-    states_of = [optimizer.init(params), reference.init(params)]
+    both = make_optimizer(MUON, 10), reference
+    states_of = [optimizer.init(params) for optimizer in both]
+    update = [jax.jit(optimizer.update, compiler_options=UNOPTIMISED) for optimizer in both]
     for step in range(3):
         gradients = random_like(params, step)
-        found, states_of[0] = optimizer.update(gradients, states_of[0], params)
-        expected, states_of[1] = reference.update(gradients, states_of[1], params)
+        found, states_of[0] = update[0](gradients, states_of[0], params)
+        expected, states_of[1] = update[1](gradients, states_of[1], params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), found, expected)
 
 
@@ -121,13 +123,13 @@ def test_it_lowers_a_loss() -> None:
     target = jnp.asarray(rng.standard_normal((6, 6)), jnp.float32)
     params = {"layer": {"kernel": jnp.zeros((6, 6))}}
     optimizer = make_optimizer(dataclasses.replace(MUON, weight_decay=0.0, learning_rate=0.5), 100)
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
 
     def loss(p: Any) -> Any:
         return jnp.square(p["layer"]["kernel"] - target).mean()
 
     first = loss(params)
     for _ in range(60):
-        change, state = optimizer.update(jax.grad(loss)(params), state, params)
+        change, state = update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, change)
     assert loss(params) < 0.1 * first

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from configs.tiny import config as tiny
+from tests.models.filled import filled
 from tests.training.steps import config_of, images, latents, start
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
 from ultrapixel_jax.checkpoints.weights import load_weights
 from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.config import LevelConfig, StageBConfig
 from ultrapixel_jax.data.config import DataConfig
-from ultrapixel_jax.models import components
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.sharding import make_mesh
@@ -56,10 +56,7 @@ def train(task: Any, steps: int, **changes: Any) -> tuple[Any, Any, list[dict[st
     optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=5, ema_decay=0.0)
     config = config_of(task, data=data, optimizer=optimizer, **changes)
     trainer, _, state, step = start(config, optimizer=make_optimizer(config.optimizer, steps))
-    frozen = {
-        name: components.initialise(name, getattr(config.model, name), jax.random.key(1))
-        for name in trainer.frozen
-    }
+    frozen = {name: filled(name, getattr(config.model, name)) for name in trainer.frozen}
     first, metrics = state, []
     for _ in range(steps):
         state, found = step(state, frozen, images(4, 64))

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.models.filled import filled
 from tests.training.steps import config_of, latents, start, with_
 from ultrapixel_jax.models import components
 from ultrapixel_jax.training.config import GuidanceTask, LoraTask, StageCTask
@@ -35,8 +36,7 @@ def small(config):
 )
 def test_only_the_trained_networks_change(task, trained: str) -> None:
     config = small(config_of(task))
-    stage_c = components.initialise("stage_c", config.model.stage_c, jax.random.key(0))
-    stage_c = jax.tree.map(lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), stage_c)
+    stage_c = filled("stage_c", config.model.stage_c)
     frozen = {} if trained == "stage_c" else {"stage_c": stage_c}
     _, _, state, step = start(config, optimizer=make_optimizer(config.optimizer, 10))
     before, frozen_before = host(state.params), host(frozen)

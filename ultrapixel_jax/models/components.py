@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ultrapixel_jax import config as cfg
-from ultrapixel_jax.models import lora, random_keys
+from ultrapixel_jax.models import lora, random_keys, scan
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.models.clip_vision import ClipVision
 from ultrapixel_jax.models.controlnet import ControlNet
@@ -94,8 +94,14 @@ def initialise(name: str, config: Any, key: jax.Array, dtype: Any = jnp.float32)
 
 
 def abstract(name: str, config: Any, dtype: Any = jnp.float32) -> Variables:
-    """Shapes and dtypes of the variables, without making them."""
-    return jax.eval_shape(lambda: initialise(name, config, random_keys.of_seed(0), dtype))
+    """Shapes and dtypes of the variables, without making them.
+
+    Of a level's equal blocks, two are traced, which takes a fifth of the time.
+    """
+    levels = name in ("stage_b", "stage_c")
+    traced = scan.shortened(config) if levels else config
+    made = jax.eval_shape(lambda: initialise(name, traced, random_keys.of_seed(0), dtype))
+    return scan.lengthened(made, config) if levels else made
 
 
 def parameter_count(variables: Mapping[str, Any]) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 
 from ultrapixel_jax.config import StageBConfig, StageCConfig
+
+Config = TypeVar("Config", StageBConfig, StageCConfig)
 
 
 def _levels(config: StageCConfig | StageBConfig) -> dict[str, tuple[int, int]]:
@@ -73,6 +76,26 @@ def unstack(
             parts = zip(*(part(x, blocks - 1) for x in leaves), strict=True)
             for b, leaves in enumerate(parts, start=1):
                 level[f"layer_{b * length + k}"] = jax.tree.unflatten(structure, leaves)
+        params[name] = level
+    return {**variables, "params": params}
+
+
+def shortened(config: Config) -> Config:
+    """`config` with at most two blocks in each level: the first, which alone takes the skip, and another."""
+    levels = tuple(
+        dataclasses.replace(lv, down_blocks=min(lv.down_blocks, 2), up_blocks=min(lv.up_blocks, 2))
+        for lv in config.levels
+    )
+    return dataclasses.replace(config, levels=levels)
+
+
+def lengthened(variables: Mapping[str, Any], config: StageCConfig | StageBConfig) -> dict[str, Any]:
+    """What stands for the arrays of `config`, from what does for those of its `shortened` one."""
+    params = dict(variables["params"])
+    for name, (length, blocks) in _levels(config).items():
+        level = dict(params[name])
+        for n in range(2 * length, blocks * length):
+            level[f"layer_{n}"] = level[f"layer_{length + n % length}"]
         params[name] = level
     return {**variables, "params": params}
 

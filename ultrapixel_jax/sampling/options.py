@@ -109,7 +109,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
             for name, key in KEYS.items()
             if (value := getattr(values, name)) is not None
         },
-        checkpoint=_existing_directory(values.checkpoint),
+        checkpoint=existing_checkpoint(values.checkpoint),
         config=values.config,
         dtype=values.dtype,
         mesh=values.mesh,
@@ -136,6 +136,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
 # ---------------------------------------------------------------------------- the parser
 
 SIZE = Reader(parse_size, "HEIGHTxWIDTH")
+TILE = Reader(lambda text: None if text == "auto" else whole(8, 8192 // 4).read(text), "N|auto")
 
 
 def _parser() -> Parser:
@@ -209,7 +210,7 @@ def _parser() -> Parser:
     batch = "pictures at once, rounded up to a multiple of data·fsdp"
     p.option("--batch-size", whole(1, 65_536), batch, shown="1")
     p.option("--mesh", MESH, "devices", shown="one")
-    p.option("--tile", _tile, "side of stage A's tiles in latents", shown="auto", metavar="N|auto")
+    p.option("--tile", TILE, "side of stage A's tiles in latents", shown="auto")
     p.option("--decode-memory", number(above=0), "memory that decoding may take, for --tile auto", shown="4",
              metavar="GB")  # fmt: skip
     p.flag("--compile-only", "compile every size in the list and stop")
@@ -260,7 +261,8 @@ def _check_together(values: argparse.Namespace, given: set[str]) -> None:
         raise UserError("processes that draw together share a mesh; give --mesh, such as data=16")
 
 
-def _existing_directory(path: AnyPath | None) -> AnyPath | None:
+def existing_checkpoint(path: AnyPath | None) -> AnyPath | None:
+    """Return `path` if a checkpoint or a run can be there; raise `UserError` otherwise."""
     if path is None:
         return None
     from ultrapixel_jax.checkpoints.runs import is_run  # imports what --help need not wait for
@@ -278,7 +280,3 @@ def _existing_directory(path: AnyPath | None) -> AnyPath | None:
 def _or(value: Any, default: Any) -> Any:
     """`value`, or `default` for None alone: 0 is a value."""
     return default if value is None else value
-
-
-def _tile(text: str) -> int | None:
-    return None if text == "auto" else whole(8, 8192 // 4)(text)
