@@ -145,8 +145,6 @@ def export_lora(checkpoint: AnyPath, layout: str | None, path: Path) -> None:
     known = {
         name: sources.entries[name].config for name in ("stage_c", "clip_text") if name in sources.entries
     }
-    if "clip_text" not in known and sources.config is None:  # of which a LoRA knows the width alone
-        known["clip_text"] = dataclasses.replace(CascadeConfig().clip_text, width=config.text_width)
     model = dataclasses.replace(model, **consistent({"stage_c": config.stage_c, **known}, model))
     lora = loras.of_sources(sources, model.clip_text.vocab_size)
     start = _start(sources) if "clip_text" in sources.entries and layout == "comfyui" else None

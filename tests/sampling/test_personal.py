@@ -116,10 +116,11 @@ def test_lists_group_by_lora(model: UltraPixel, plain: Picture, loras: dict[str,
 
 def test_the_text_encoder_against_a_dense_merge(model: UltraPixel, loras: dict[str, Path]) -> None:
     _, deltas = file_of("kohya")
-    text = state_dict("clip_text", TEXT)
-    changed = {key: (x + 0.8 * deltas.get(key, 0)).astype(np.float32) for key, x in text.items()}
+    zeros = {key: np.zeros(x.shape, np.float32) for key, x in state_dict("clip_text", TEXT).items()}
+    added = {key: (x + 0.8 * deltas.get(key, 0)).astype(np.float32) for key, x in zeros.items()}
     ids, mask = model.cascade.text.tokenizer(["a red circle", ""])
-    variables = import_component("clip_text", TEXT, changed)
+    base = model.cascade.text.variables["clip_text"]
+    variables = jax.tree.map(jnp.add, base, import_component("clip_text", TEXT, added))
     expected: Any = ClipText(TEXT).apply(variables, jnp.asarray(ids), jnp.asarray(mask))
     model.cascade.personal.use(conditions_of({"lora": ((loras["kohya"], 0.8),)}))
     found = model.cascade.text(["a red circle"], [""])
@@ -136,7 +137,7 @@ def states(model: UltraPixel, prompt: str, **steered: Any) -> np.ndarray:
 
 def by_hand(model: UltraPixel, ids: np.ndarray, rows: dict[int, np.ndarray]) -> np.ndarray:
     """States of `ids` with other rows of the embedding: tokens that no prompt here has stand for new ones."""
-    variables = import_component("clip_text", TEXT, state_dict("clip_text", TEXT))
+    variables = model.cascade.text.variables["clip_text"]
     table = np.array(variables["params"]["token_embedding"])
     for index, row in rows.items():
         table[index] = row
@@ -148,7 +149,7 @@ def by_hand(model: UltraPixel, ids: np.ndarray, rows: dict[int, np.ndarray]) -> 
 def test_words_start_from_a_pattern_and_have_an_offset(model: UltraPixel, loras: dict[str, Path]) -> None:
     plain = model.cascade.text.tokenizer
     vectors = np.random.default_rng(0).standard_normal((2, TEXT.width)).astype(np.float32)
-    table = state_dict("clip_text", TEXT)["text_model.embeddings.token_embedding.weight"]
+    table = np.asarray(model.cascade.text.variables["clip_text"]["params"]["token_embedding"])
     start = table[[plain([letter])[0][0, 1] for letter in "qr"]].mean(0)
     steered = {"lora": ((loras["offset"], 1.0),), "token": ((FOX, "^[qr]</w>$"),)}
     found = states(model, "x [FOX] z x", **steered)
@@ -240,7 +241,7 @@ def test_a_checkpoint_is_a_lora_too(model: UltraPixel, loras: dict[str, Path], t
     found = states(model, "x [fox] x", lora=((tmp_path / "own", 1.0),))
     ids = model.cascade.text.tokenizer(["x [fox] x"])[0][:, :5]
     assert ids[0, 2] == TEXT.vocab_size
-    table = state_dict("clip_text", TEXT)["text_model.embeddings.token_embedding.weight"]
+    table = np.asarray(model.cascade.text.variables["clip_text"]["params"]["token_embedding"])
     q = table[model.cascade.text.tokenizer(["q"])[0][0, 1]]
     ids[0, 2] = 7
     assert relative_error(found[:5], by_hand(model, ids, {7: q + 0.1})) < 1e-5

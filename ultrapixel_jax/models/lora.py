@@ -90,11 +90,8 @@ class Lora:
 
 def attention_layers(config: StageCConfig) -> list[tuple[str, str, int]]:
     """(level, layer, channels) of every A in order of execution."""
-    return [
-        (*path.split("/")[:2], outputs)
-        for path, (_, outputs) in stage_c_layers(config).items()
-        if path.endswith("/out")
-    ]  # fmt: skip
+    layers = [(path.split("/"), size) for path, size in stage_c_layers(config).items()]
+    return [(parts[0], parts[1], outputs) for parts, (_, outputs) in layers if parts[-1] == "out"]
 
 
 def stage_c_layers(config: StageCConfig) -> dict[str, Size]:
