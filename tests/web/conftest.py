@@ -19,7 +19,9 @@ from tests.sampling.test_sample import FakeCascade
 from ultrapixel_jax import UltraPixel
 from ultrapixel_jax.web.gallery import Gallery
 from ultrapixel_jax.web.routes import Routes
+from ultrapixel_jax.web.sent import Sent
 from ultrapixel_jax.web.server import Server
+from ultrapixel_jax.web.steering import Shelf
 from ultrapixel_jax.web.studio import Studio
 
 
@@ -35,12 +37,14 @@ class Stepping(FakeCascade):
         self.before: dict[tuple[str, int], Callable[[], Any]] = {}
         """What happens before a step is told of, by stage and step."""
         self.drawn: list[str] = []
+        self.last: Any = ()
 
     def previewed(self, latent: Any) -> np.ndarray:
         return np.full((len(latent), 24, 32, 3), int(latent.flat[0]), np.uint8)
 
     def generate(self, requests: Any, *, batch_size: int, progress: Any, **rest: Any) -> Any:
         self.drawn.append(requests[0].prompt)
+        self.last = requests
         first = requests[0]
         for stage, steps in (
             ("C low", first.stage_c.steps),
@@ -118,7 +122,8 @@ def serving(model: UltraPixel, output: Path) -> Iterator[Client]:
     gallery = Gallery(output, output.parent / "small")
     server = Server.at("127.0.0.1", 0, ["pictures.example"])
     with Studio(model, gallery) as studio, server:
-        server.routes = Routes(studio, gallery, name="the fake")
+        shelf = Shelf(gallery, Sent(output), output.parent / "loras")
+        server.routes = Routes(studio, shelf, name="the fake")
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:

@@ -221,7 +221,7 @@ def test_two_hundred_megabytes_are_refused_unread(web: Client) -> None:
 def test_faults_of_the_program_leave_the_server_alive(
     web: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(_: object) -> object:
+    def broken(*_: object) -> object:
         raise KeyError("oh")
 
     with monkeypatch.context() as patch:

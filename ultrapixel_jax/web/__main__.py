@@ -42,6 +42,8 @@ def run(options: Options) -> None:
     from ultrapixel_jax.sampling.ultrapixel import NotUsed
     from ultrapixel_jax.web.gallery import Gallery
     from ultrapixel_jax.web.routes import Routes
+    from ultrapixel_jax.web.sent import Sent
+    from ultrapixel_jax.web.steering import Shelf
     from ultrapixel_jax.web.studio import Studio
 
     cache = None if options.no_cache else compilation_cache.use(options.cache_dir)
@@ -55,7 +57,8 @@ def run(options: Options) -> None:
     # ── Serve ──────────────────────────────────────────────────────────────────────────────────────────
     gallery = Gallery(options.output, cache and cache.parent / "thumbnails")
     studio = Studio(model, gallery, tile=options.tile, decode_memory=options.decode_memory)
-    server.routes = Routes(studio, gallery, name=options.name)
+    shelf = Shelf(gallery, Sent(options.output), options.loras)
+    server.routes = Routes(studio, shelf, name=options.name)
     print(f"{options.name}, pictures in {options.output}: {server.address}", flush=True)
     if not ipaddress.ip_address(str(server.server_address[0])).is_loopback:
         print(
@@ -63,7 +66,11 @@ def run(options: Options) -> None:
             file=sys.stderr,
         )
     with studio, server:
-        server.serve_forever()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print("the step at work is finished first; Ctrl-C again ends at once", file=sys.stderr)
+            raise
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Options:
     """0 takes one that is free."""
     host_names: tuple[str, ...]
     """Names by which browsers may call this machine, beside addresses and its own."""
+    loras: Path | None
+    """Directory of LoRA files that browsers can choose from."""
     cache_dir: Path | None
     no_cache: bool
 
@@ -68,6 +70,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         host=values.host,
         port=values.port,
         host_names=tuple(values.host_name or ()),
+        loras=_existing(values.loras),
         cache_dir=values.cache_dir,
         no_cache=values.no_cache,
     )
@@ -93,6 +96,7 @@ def _parser() -> Parser:
     p.flag("--no-ema", "of a run, the trained weights and not their moving average")
     p.option("--dtype", DTYPE, "of computing", shown="bfloat16, but float32 for small models like the demo")
     p.flag("--preview", "the small previewer in place of stages B and A")
+    p.option("--loras", Path, "LoRA files that the page offers", metavar="DIR")
     p.section("running")
     p.option("--mesh", MESH, "devices", shown="one")
     p.option("--tile", TILE, "side of stage A's tiles in latents", shown="auto")
@@ -100,6 +104,14 @@ def _parser() -> Parser:
     p.option("--cache-dir", Path, "compilation cache", shown="the user's cache", metavar="DIR")
     p.flag("--no-cache", "keep no compilation cache")
     return p
+
+
+def _existing(directory: Path | None) -> Path | None:
+    if directory is not None and not directory.is_dir():
+        raise UserError(
+            f"--loras {str(directory)!r} is no directory; give the one with the .safetensors files"
+        )
+    return directory
 
 
 def _host_name(text: str) -> str:

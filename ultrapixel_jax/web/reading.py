@@ -20,6 +20,8 @@ MAX_PIXELS = MAX_SIDE * MAX_SIDE
 """Of a picture that is opened: 268 MB as Pillow has it, with four bytes for each."""
 FAULTS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 """What Pillow raises for broken files."""
+GIVEN = ("PNG", "JPEG", "WEBP")
+"""Formats of pictures that can be drawn from."""
 _ONE = threading.Lock()
 """One picture is decoded at a time, since each takes memory; and `warnings` know no threads."""
 
@@ -63,6 +65,19 @@ def pixels(path: Path) -> Image.Image:
             raise UserError(f"picture {path.name!r} is truncated or damaged: {error}") from error
 
 
+def check_given(path: Path) -> str:
+    """Its format, such as `png`, if the file at `path` is a picture that can be drawn from.
+
+    Raises:
+        UserError: it is none, is damaged, or has more than `MAX_PIXELS`.
+    """
+    with _ONE, _opened(path, GIVEN) as picture:
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise UserError(f"the picture has {width}x{height} pixels; {MAX_SIDE}x{MAX_SIDE} are the most")
+        return str(picture.format).lower()
+
+
 def settings(path: Path, name: str) -> dict[str, Any]:
     """What the picture at `path` was asked for, by the keys of prompt files, and how it was made.
 
@@ -76,7 +91,11 @@ def settings(path: Path, name: str) -> dict[str, Any]:
     try:
         with _ONE:
             metadata = pictures.read_metadata(path)
-        return {"asked": _asked(metadata), "made": _made(metadata)}
+        return {
+            "asked": _asked(metadata),
+            "made": _made(metadata),
+            "conditions": metadata.get("conditions", {}),
+        }
     except UserError as error:
         raise UserError(one_line(error).replace(repr(str(path)), repr(name))) from error
 
@@ -95,13 +114,13 @@ def _made(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {name: metadata.get(name) for name in names}
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(path: Path, formats: tuple[str, ...] = ("PNG",)) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `pixels` looks at the size
-            return Image.open(path, formats=("PNG",))
+            return Image.open(path, formats=formats)
     except FAULTS as error:
-        raise UserError(f"{path.name!r} is not a PNG picture") from error
+        raise UserError(f"{path.name!r} is not a {' or '.join(formats)} picture") from error
 
 
 def _prompt(text: object) -> str:

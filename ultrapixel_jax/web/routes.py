@@ -8,6 +8,7 @@
 - ``GET /api/jobs/ID/KIND/N``: a preview
 - ``GET /api/pictures?start=…``: the gallery; ``/api/pictures/NAME`` one picture's settings
 - ``POST /api/settings?name=…``: the settings of a PNG that is sent
+- ``POST /api/sent``: a picture to draw from; ``GET /sent/NAME``
 - ``GET /pictures/NAME``: the file; ``/small/SIDE/VERSION/NAME`` a small one
 - ``GET /tiles/VERSION/NAME.dzi``: Deep Zoom; ``/tiles/VERSION/NAME_files/LEVEL/COLUMN_ROW.png``
 """
@@ -32,9 +33,9 @@ from ultrapixel_jax.config.version import __version__
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B
 from ultrapixel_jax.sizes import LR_SIDE, MAX_SIDE, MIN_SIDE, Bucket
-from ultrapixel_jax.web import asks, reading, tiles
-from ultrapixel_jax.web.gallery import Gallery
+from ultrapixel_jax.web import asks, reading, steering, tiles
 from ultrapixel_jax.web.server import Answer, Asked, RefusedError
+from ultrapixel_jax.web.steering import Shelf
 from ultrapixel_jax.web.studio import Studio
 
 MAX_UPLOAD = 128 * 10**6
@@ -43,6 +44,8 @@ UPLOADS = 2
 """Pictures that are taken at once."""
 HEARTBEAT = 15.0
 """Seconds between two signs of life to a page that waits, which is how its going away is noticed."""
+GIVEN = tuple(f"image/{name.lower()}" for name in reading.GIVEN)
+"""Types of pictures that can be drawn from."""
 FOR_GOOD = {"Cache-Control": "private, max-age=31536000, immutable"}
 """Of what has its version in its address."""
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml",
@@ -51,16 +54,16 @@ KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".s
 
 
 class Routes:
-    """Answers with a studio and a gallery.
+    """Answers with a studio and a shelf.
 
     Args:
         studio: what draws.
-        gallery: what was drawn.
+        shelf: pictures that were drawn or sent.
         name: what the page calls the model.
     """
 
-    def __init__(self, studio: Studio, gallery: Gallery, *, name: str) -> None:
-        self._studio, self._gallery, self._name = studio, gallery, name
+    def __init__(self, studio: Studio, shelf: Shelf, *, name: str) -> None:
+        self._studio, self._shelf, self._gallery, self._name = studio, shelf, shelf.gallery, name
         self._tiles = tiles.Tiles()
         self._uploads = threading.BoundedSemaphore(UPLOADS)
         self._page = _page()
@@ -79,7 +82,9 @@ class Routes:
             case "GET", "api", "events":
                 return Answer(self._events(_browser(asked)), "text/event-stream")
             case "POST", "api", "jobs":
-                return Answer.json({"id": self._studio.ask(asks.read(asked.json()), _browser(asked))})
+                return Answer.json(
+                    {"id": self._studio.ask(asks.read(asked.json(), self._shelf), _browser(asked))}
+                )
             case "DELETE", "api", "jobs", name:
                 self._studio.cancel(name)
                 return Answer.json({})
@@ -88,9 +93,14 @@ class Routes:
             case "GET", "api", "pictures":
                 return Answer.json(self._gallery.listed(_number(asked.query.get("start", "0"))))
             case "GET", "api", "pictures", name:
-                return Answer.json(reading.settings(self._gallery.path(name), name))
+                return Answer.json(self._described(self._gallery.path(name), name))
             case "POST", "api", "settings":
                 return Answer.json(self._settings(asked))
+            case "POST", "api", "sent":
+                return Answer.json(self._with_upload(asked, self._shelf.sent.keep, *GIVEN))
+            case "GET", "sent", name:
+                path = self._shelf.sent.path(name)
+                return Answer(path, f"image/{path.suffix[1:]}", FOR_GOOD)
             case "GET", "pictures", name:
                 shown = f"inline; filename*=UTF-8''{quote(name)}"
                 return Answer(self._gallery.path(name), "image/png", {"Content-Disposition": shown})
@@ -141,6 +151,8 @@ class Routes:
                 "prompt": asks.MAX_PROMPT, "images": asks.MAX_IMAGES, "batch": asks.MAX_BATCH,
                 "upload": MAX_UPLOAD,
             },
+            "roles": steering.available(),
+            "loras": self._shelf.loras,
             "output": self._gallery.directory.name or str(self._gallery.directory),
         }  # fmt: skip
 
@@ -180,11 +192,18 @@ class Routes:
 
     def _settings(self, asked: Asked) -> dict[str, Any]:
         name = asked.query.get("name", "the picture")[:200]
-        return self._with_upload(asked, lambda path: reading.settings(path, name))
+        return self._with_upload(asked, lambda path: self._described(path, name), "image/png")
 
-    def _with_upload(self, asked: Asked, use: Callable[[Path], Any]) -> Any:
-        """What `use` makes of the PNG that is sent, which is a file for that long."""
-        asked.check_body("image/png", MAX_UPLOAD)
+    def _described(self, path: Path, name: str) -> dict[str, Any]:
+        """The settings of a picture, with what steered it as far as that is here."""
+        found = reading.settings(path, name)
+        steered = steering.guides_of(found.pop("conditions"), self._shelf)
+        found["asked"] |= {key: steered[key] for key in ("guides", "loras")}
+        return found | {"missing": steered["missing"]}
+
+    def _with_upload(self, asked: Asked, use: Callable[[Path], Any], *kinds: str) -> Any:
+        """What `use` makes of the picture of one of `kinds` that is sent, which is a file for that long."""
+        asked.check_body(kinds, MAX_UPLOAD)
         if not self._uploads.acquire(blocking=False):
             raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "other pictures are being sent; try again")
         try:

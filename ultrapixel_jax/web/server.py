@@ -98,16 +98,18 @@ class Asked:
         Raises:
             RefusedError: another type, too long, or no JSON.
         """
-        self.check_body("application/json", MAX_JSON)
+        self.check_body(("application/json",), MAX_JSON)
         try:
             return json.loads(self.read(self.length))
         except (ValueError, RecursionError) as error:
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"the request is not valid JSON: {error}") from error
 
-    def check_body(self, kind: str, most: int) -> None:
-        """Refuse a body of another type, or of more than `most` bytes, before any of it is read."""
-        if self.headers.get("Content-Type", "").partition(";")[0].strip().lower() != kind:
-            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"this must be sent as {kind}")
+    def check_body(self, kinds: tuple[str, ...], most: int) -> None:
+        """Refuse a body of other types, or of more than `most` bytes, before any of it is read."""
+        if self.headers.get("Content-Type", "").partition(";")[0].strip().lower() not in kinds:
+            raise RefusedError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"this must be sent as {' or '.join(kinds)}"
+            )
         if self.length > most:
             raise RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

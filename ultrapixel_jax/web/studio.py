@@ -82,7 +82,10 @@ class Studio:
             UserError: the model cannot draw that.
             RefusedError: the queue is full.
         """
-        requests = self._requests(ask)
+        try:
+            requests = self._requests(ask)
+        except UserError as error:  # files are called by their names in the output directory, not by paths
+            raise UserError(one_line(error).replace(f"{self.gallery.directory}/", "")) from error
         batch_size = self.model.device_batch(ask.batch_size)
         batches = len(plan(requests, batch_size, self.model.cascade.lr_side))
         load = Load(self._steps(requests[0]), requests[0].height * requests[0].width, batch_size)

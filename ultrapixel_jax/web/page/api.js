@@ -28,12 +28,25 @@ export const cancel = (id) => ask(`api/jobs/${id}`, { method: "DELETE" });
 export const pictures = (start) => ask(`api/pictures?start=${start}`);
 export const settings = (name) => ask(`api/pictures/${encodeURIComponent(name)}`);
 
-/** Settings of a file from elsewhere. */
-export function settingsOf(file, most) {
-  if (file.type !== "image/png") throw new Error(`${file.name} is no PNG; pictures of this program are`);
+/** A picture to draw from. */
+export function send(file, most) {
+  if (!["image/png", "image/jpeg", "image/webp"].includes(file.type)) {
+    throw new Error(`${file.name} is no PNG, JPEG or WebP picture`);
+  }
+  check(file, most);
+  return ask("api/sent", { method: "POST", headers: { "Content-Type": file.type }, body: file });
+}
+
+function check(file, most) {
   if (file.size > most) {
     throw new Error(`${file.name} has ${Math.round(file.size / 1e6)} MB; at most ${Math.round(most / 1e6)} MB are taken`);
   }
+}
+
+/** Settings of a file from elsewhere. */
+export function settingsOf(file, most) {
+  if (file.type !== "image/png") throw new Error(`${file.name} is no PNG; pictures of this program are`);
+  check(file, most);
   const path = `api/settings?name=${encodeURIComponent(file.name)}`;
   return ask(path, { method: "POST", headers: { "Content-Type": "image/png" }, body: file });
 }

@@ -17,14 +17,16 @@ const SHOWN = [
   ["Version", (a, m) => m.versions?.ultrapixel_jax],
 ];
 
-/** Elements that describe `picture`; `use` is called with what to fill the form with. */
-export function describe(picture, { asked, made }, use) {
+/** Elements that describe `picture`; `use` is called with what to fill the form with, and with a picture and
+ * its role to draw from it. */
+export function describe(picture, { asked, made }, { fill, from }) {
   const rows = SHOWN.map(([label, value]) => [label, value(asked, made)]).filter(([, value]) => value !== "" && value !== undefined && value !== null);
   return [
-    h("dl", {}, ...rows.flatMap(([label, value]) => [h("dt", {}, label), h("dd", {}, String(value))])),
+    h("dl", {}, ...rows.map(([label, value]) => h("div", {}, h("dt", {}, label), h("dd", {}, String(value))))),
     h("div", { className: "actions" },
-      h("button", { type: "button", className: "main", onclick: () => use(asked) }, "Use these again"),
-      h("button", { type: "button", className: "plain", onclick: () => use({ ...asked, seed: null }) }, "With another seed"),
+      h("button", { type: "button", className: "main", onclick: () => fill(asked) }, "Use these again"),
+      h("button", { type: "button", className: "plain", onclick: () => fill({ ...asked, seed: null }) }, "With another seed"),
+      ...from(asked),
       picture ? h("a", { className: "button plain", href: place.file(picture.name), download: picture.name }, "Save the file") : null),
   ];
 }

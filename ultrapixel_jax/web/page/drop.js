@@ -8,9 +8,9 @@ export function makeDrop(most, use) {
     if (!file) return;
     tell(`Reading ${file.name}…`);
     try {
-      const { asked } = await api.settingsOf(file, most);
+      const { asked, missing } = await api.settingsOf(file, most);
       use(asked);
-      tell(`The settings of ${file.name}.`);
+      tell(missing.length ? `The settings of ${file.name}, without ${missing.join(" and ")}: not here.` : `The settings of ${file.name}.`);
     } catch (error) {
       tell(error.message);
     }

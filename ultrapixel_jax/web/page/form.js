@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { $, h, kept, say, tell } from "./dom.js";
+import { makeGuides } from "./guides.js";
 import { showPlan } from "./plan.js";
 
 const LABELS = {
@@ -88,7 +89,7 @@ export function makeForm(model) {
   // ── Seed ──
   const random = () => {
     $("seed").disabled = $("random").checked;
-    $("seed").placeholder = $("random").checked ? "a new one each time" : "0";
+    $("seed").placeholder = $("random").checked ? "new" : "0";
   };
   $("random").addEventListener("change", random);
   $("reuse").addEventListener("click", () => {
@@ -97,6 +98,12 @@ export function makeForm(model) {
     random();
     remember();
   });
+
+  const guides = makeGuides(model, (width, height) => {
+    $("width").value = width;
+    $("height").value = height;
+    sized();
+  }, () => remember());
 
   // ── Reading and filling ──
   function read() {
@@ -113,7 +120,7 @@ export function makeForm(model) {
       const value = $(name).tagName === "SELECT" ? $(name).value || null : number(name);
       if (value !== null) asked[name] = value;
     }
-    return asked;
+    return { ...asked, ...guides.read() };
   }
   function fill(asked) {
     for (const name of ["prompt", "negative_prompt", ...NUMBERS]) if (name in asked) $(name).value = asked[name] ?? "";
@@ -126,6 +133,7 @@ export function makeForm(model) {
       $("seed").value = asked.seed ?? "";
     }
     random();
+    guides.fill(asked);
     sized();
     grow();
   }
@@ -151,6 +159,7 @@ export function makeForm(model) {
       remember();
       await api.draw(asked);
       tell("In the queue.");
+      if (innerWidth <= 900) $("easel").scrollIntoView({ behavior: "smooth" });
     } catch (error) {
       fault(error.message);
     } finally {
@@ -172,6 +181,7 @@ export function makeForm(model) {
   return {
     fill,
     fault,
+    guides,
     /** The seed that "use the last" means. */
     drawn(seed) {
       lastSeed = seed;

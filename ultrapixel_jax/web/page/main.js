@@ -28,13 +28,14 @@ async function start() {
   }
   async function again(name) {
     try {
-      fill((await api.settings(name)).asked);
-      tell(`The settings of ${name}.`);
+      const { asked, missing } = await api.settings(name);
+      fill(asked);
+      tell(missing.length ? `The settings of ${name}, without ${missing.join(" and ")}: not here.` : `The settings of ${name}.`);
     } catch (error) {
       tell(error.message);
     }
   }
-  const actions = { open: openViewer, again, fill };
+  const actions = { open: openViewer, again, fill, guides: form.guides };
   makeGallery(actions);
   makeViewer(actions);
   makeDrop(model.limits.upload, fill);

@@ -12,6 +12,11 @@ let name = null;
 let actions;
 
 export function makeViewer(given) {
+  // OpenSeadragon adds a style of its own, which the rules for content forbid, unless it finds one: this is of
+  // no namespace, and so none for the browser. viewer.css says the same.
+  const done = document.createElementNS("", "style");
+  done.setAttribute("data-openseadragon-mobile-css", "");
+  document.head.append(done);
   actions = given;
   dialog.querySelector(".tools").addEventListener("click", (event) => act(event.target.dataset.do));
   dialog.addEventListener("close", () => {
@@ -97,7 +102,7 @@ function shut(side) {
 }
 
 function title() {
-  say($("viewer-title"), [panes.a, panes.b].filter(Boolean).map((one) => one.picture.prompt || one.name).join(" ｜ "));
+  say($("viewer-title"), [panes.a, panes.b].filter(Boolean).map((one) => one.picture.prompt || one.name).join(" | "));
 }
 
 // ── Moving ──
@@ -202,16 +207,30 @@ function compare(on) {
   )));
 }
 
+function fill(asked) {
+  dialog.close();
+  actions.fill(asked);
+}
+
+/** Buttons that draw from the picture `which`; `asked` are its settings, if it has some. */
+function fromIt(which, asked) {
+  const { width, height } = pictures.get(which);
+  return [["image", "Start from it"], ["upscale", "Draw it larger"]].filter(([role]) => actions.guides.can(role)).map(([role, label]) => h(
+    "button", { type: "button", className: "plain", onclick: () => {
+      if (asked) fill(asked);
+      else dialog.close();
+      actions.guides.add({ role, source: `pictures/${which}`, width, height });
+    } }, label,
+  ));
+}
+
 async function details() {
   if ($("details").hidden) return;
   const which = name;
   try {
     const found = await api.settings(which);
-    if (which === name) $("details").replaceChildren(...describe(pictures.get(which), found, (asked) => {
-      dialog.close();
-      actions.fill(asked);
-    }));
+    if (which === name) $("details").replaceChildren(...describe(pictures.get(which), found, { fill, from: (asked) => fromIt(which, asked) }));
   } catch (error) {
-    if (which === name) $("details").replaceChildren(h("p", { className: "fault" }, error.message));
+    if (which === name) $("details").replaceChildren(h("p", { className: "fault" }, error.message), h("div", { className: "actions" }, ...fromIt(which, null)));
   }
 }
