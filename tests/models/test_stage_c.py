@@ -16,6 +16,7 @@ from tests import recorded_models
 from tests.recordings import nhwc, relative_error
 from tests.released import write
 from ultrapixel_jax.checkpoints.named_weights import tensor
+from ultrapixel_jax.checkpoints.weights import consistent
 from ultrapixel_jax.config import CascadeConfig, LoraConfig
 from ultrapixel_jax.layouts.lora.read import read_file
 from ultrapixel_jax.models import components, lora
@@ -120,7 +121,8 @@ def test_lora(tmp_path: Path):
         for way, shape in (("down", (4, 64)), ("up", (out * 64, 4))):
             file[f"module.{i}.lora_{way}"] = tensor(f"module.{i}.lora_{way}", shape)
     write(tmp_path / "lora_cat.safetensors", file)
-    model_of_it = dataclasses.replace(CascadeConfig(guidance=None), stage_c=model.stage_c.config)
+    parts = consistent({"stage_c": model.stage_c.config}, CascadeConfig())
+    model_of_it = dataclasses.replace(CascadeConfig(guidance=None), **parts)
     changes = read_file(tmp_path / "lora_cat.safetensors", model_of_it).changes["stage_c"]
     x, r, c = recorded.nhwc("in.x"), recorded.tensors["in.r"], conditioning(recorded)
     run = jax.jit(lambda v, x, r, c: model._replace(variables=v).denoise(x, r, c).epsilon)

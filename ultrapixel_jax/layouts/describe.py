@@ -40,7 +40,7 @@ LOOKS: Sequence[Look] = (
     Look((r"(lora_A|lora_B)\.(default\.)?weight",), "a LoRA in PEFT's names", FORMS),
     Look((r"\.lora_(down|up)\.weight|\.lora\.(down|up)\.weight|processor\..*_lora\.",), "a LoRA", FORMS),
     Look((r"^(clip_g|clip_l|emb_params|string_to_param.*|<.*>)$",), "a textual inversion (new words)",
-         "new words for CLIP bigG alone (clip_g), or in a LoRA, are read when sampling, and needed"),
+         "those for CLIP bigG alone (clip_g) are read"),
     # Whole networks
     Look((r"double_blocks\.\d+\.img_attn|single_transformer_blocks\.\d+\.attn\.norm_q",), "Flux"),
     Look((r"joint_blocks\.\d+\.(x_block|context_block)|transformer_blocks\.\d+\.attn\.add_q_proj",),
