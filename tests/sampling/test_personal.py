@@ -119,6 +119,7 @@ def test_the_text_encoder_against_a_dense_merge(model: UltraPixel, loras: dict[s
     zeros = {key: np.zeros(x.shape, np.float32) for key, x in state_dict("clip_text", TEXT).items()}
     added = {key: (x + 0.8 * deltas.get(key, 0)).astype(np.float32) for key, x in zeros.items()}
     ids, mask = model.cascade.text.tokenizer(["a red circle", ""])
+    model.cascade.personal.use(Conditions())
     base = model.cascade.text.variables["clip_text"]
     variables = jax.tree.map(jnp.add, base, import_component("clip_text", TEXT, added))
     expected: Any = ClipText(TEXT).apply(variables, jnp.asarray(ids), jnp.asarray(mask))
