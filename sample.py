@@ -77,7 +77,7 @@ def run(options: Options) -> int:
         warnings.simplefilter("ignore", NotUsed)  # `without_effect` says it
         model = UltraPixel.load(
             options.checkpoint, config=config, dtype=options.dtype, mesh=options.mesh,
-            preview=options.preview, ema=options.ema, cache=cache or False,
+            preview=options.preview, ema=options.ema, cache=cache or False, controlnets=options.controlnets,
         )  # fmt: skip
     batch_size = model.device_batch(options.batch_size or 1)
     drawn_with: dict[str, Any] = {
@@ -86,6 +86,7 @@ def run(options: Options) -> int:
     the_run = model.run(**drawn_with)
     if made_by is not None:
         pictures.check_same_model(made_by, the_run)
+        model.check_same_networks(requests[0])
     else:
         requests = model.requests(entries, **asked(options), **options.settings)
     if not options.distributed:
@@ -210,7 +211,13 @@ def without_effect(
         together=options.distributed,
         run=options.checkpoint is not None and is_run(options.checkpoint),
     )
-    return [*effects.without_effect(situation), *model.cascade.unused]
+    wanted = {control.kind for request in requests for control in request.conditions.controls}
+    spare = [
+        f"controlnet_{kind} of {origin} without effect: no --control {kind}:IMAGE asks for it"
+        for kind, origin in model.cascade.controlnets.items()
+        if kind not in wanted
+    ]
+    return [*effects.without_effect(situation), *model.cascade.unused, *spare]
 
 
 def summary(options: Options, model: UltraPixel, cache: Path | None) -> None:

@@ -8,12 +8,14 @@ The same command continues a run that was stopped or killed, with the same losse
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 
 from ultrapixel_jax import commands, processes
 from ultrapixel_jax.training import stopping
-from ultrapixel_jax.training.options import COMPILE, dry_run_of, parse
+from ultrapixel_jax.training.effects import without_effect
+from ultrapixel_jax.training.options import COMPILE, dry_run_of, given, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,18 +31,22 @@ def run(argv: Sequence[str] | None) -> int:
     """The loop is imported, and jax with it, when the configuration is known to be good."""
     options, dry = dry_run_of(sys.argv[1:] if argv is None else argv)
     config = parse(options)
+    notes = [f"note: {line}" for line in without_effect(given(options), config)]
     if dry is not None:
         from ultrapixel_jax.training.dry_run import dry_run
 
         lines = dry_run(config, compiled=dry == COMPILE)
         if processes.is_first():
-            print("\n".join(lines))
+            print("\n".join([*notes, *lines]))
         return 0
     from ultrapixel_jax.training.loop import train
 
-    train(config)
+    train(config, notes=notes)
     return 0
 
 
 if __name__ == "__main__":
+    # Tracing makes hundreds of thousands of objects that live on: looking among them for garbage every 700
+    # takes a twentieth of the time until the first step.
+    gc.set_threshold(100_000)
     sys.exit(main())

@@ -31,6 +31,17 @@ stage_c = StageCConfig(
     c_clip_text_pooled=48,
     c_clip_img=40,
 )
+backbone = EfficientNetConfig(
+    stem=8,
+    stages=(
+        EfficientNetStage("fused", 1, 1, 8, 1),
+        EfficientNetStage("fused", 2, 2, 16, 1),
+        EfficientNetStage("fused", 2, 2, 16, 1),
+        EfficientNetStage("mbconv", 2, 2, 24, 1),
+        EfficientNetStage("mbconv", 2, 2, 32, 1),
+    ),
+    head=64,
+)
 config = CascadeConfig(
     stage_c=stage_c,
     guidance=GuidanceConfig(
@@ -49,21 +60,11 @@ config = CascadeConfig(
     stage_a=StageAConfig(c_hidden=32, bottleneck_blocks=2, codebook_size=64),
     clip_text=ClipTextConfig(vocab_size=514, width=48, layers=2, heads=4, mlp_width=96, projection=48),
     clip_vision=ClipVisionConfig(image_size=28, width=48, layers=2, heads=4, mlp_width=96, projection=40),
-    effnet_encoder=EffnetEncoderConfig(
-        EfficientNetConfig(
-            stem=8,
-            stages=(
-                EfficientNetStage("fused", 1, 1, 8, 1),
-                EfficientNetStage("fused", 2, 2, 16, 1),
-                EfficientNetStage("fused", 2, 2, 16, 1),
-                EfficientNetStage("mbconv", 2, 2, 24, 1),
-                EfficientNetStage("mbconv", 2, 2, 32, 1),
-            ),
-            head=64,
-        )
-    ),
+    effnet_encoder=EffnetEncoderConfig(backbone),
     previewer=PreviewerConfig(channels=(32, 16, 16, 16)),
-    controlnet=ControlNetConfig(channels=64, slots=(0, 2, 3, 5)),
+    controlnet=ControlNetConfig(
+        backbone=backbone, bottleneck=(24, 8, 2), projection=16, channels=64, slots=(0, 2, 3, 5)
+    ),
     lora=LoraConfig(stage_c=stage_c, text_width=48),
     sampling_c=DiffusionConfig(steps=4),
     sampling_b=DiffusionConfig(steps=2, cfg=1.1),

@@ -60,9 +60,8 @@ def _load(path: Path) -> CascadeConfig:
 
 
 def component_name(found: Recognised) -> str:
-    """Name in the checkpoint directory: a ControlNet's has its kind, as there may be several."""
-    name = found.format.component
-    return f"{name}_{found.config.kind}" if name == "controlnet" else name
+    """Name in the checkpoint directory."""
+    return components.entry_name(found.format.component, found.config)
 
 
 def convert(

@@ -54,7 +54,7 @@ def export_checkpoint(checkpoint: AnyPath, output: Path, only: Sequence[str] = (
             export_component(read(name), name, infos[name], path)
             print(f"{name} -> {path}")
         # What it takes to convert the files back.
-        configs = {name: infos[name].config for name in names if name in CONFIGS}
+        configs = {kind: infos[name].config for name in names if (kind := components.kind_of(name))}
         (output / EXPORTED).write_text(json.dumps(configs, indent=1) + "\n")
         if "clip_text" in names and is_tokenizer(checkpoint / "tokenizer"):
             (output / "tokenizer").mkdir(exist_ok=True)
@@ -94,9 +94,10 @@ def _of_checkpoint(directory: AnyPath) -> tuple[Read, Mapping[str, ComponentInfo
 
 def _of_run(directory: AnyPath) -> tuple[Read, Mapping[str, ComponentInfo]]:
     run, host = RunWeights.open(directory), _host()
-    model = run.manifest.model
-    infos = {name: ComponentInfo(config=to_dict(getattr(model, name))) for name in run.manifest.stacked}
-    return lambda name: run.restore(name, place=lambda path, struct: host), infos
+    configs = {name: getattr(run.manifest.model, name) for name in run.manifest.stacked}
+    names = {components.entry_name(name, config): name for name, config in configs.items()}
+    infos = {entry: ComponentInfo(config=to_dict(configs[name])) for entry, name in names.items()}
+    return lambda entry: run.restore(names[entry], place=lambda path, struct: host), infos
 
 
 def _host() -> jax.sharding.Sharding:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ultrapixel_jax.config.version import __version__
     from ultrapixel_jax.data.build import build as build_data
     from ultrapixel_jax.errors import UserError
+    from ultrapixel_jax.sampling.conditions import Canny, Inpainting, SuperResolution
     from ultrapixel_jax.sampling.picture import Picture
     from ultrapixel_jax.sampling.ultrapixel import UltraPixel
     from ultrapixel_jax.training.loop import train
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "UltraPixel": "ultrapixel_jax.sampling.ultrapixel:UltraPixel",
     "Picture": "ultrapixel_jax.sampling.picture:Picture",
+    "Canny": "ultrapixel_jax.sampling.conditions:Canny",
+    "Inpainting": "ultrapixel_jax.sampling.conditions:Inpainting",
+    "SuperResolution": "ultrapixel_jax.sampling.conditions:SuperResolution",
     "UserError": "ultrapixel_jax.errors:UserError",
     "build_data": "ultrapixel_jax.data.build:build",
     "convert": "convert.convert:convert",
@@ -31,7 +35,10 @@ _PUBLIC = {
     "train": "ultrapixel_jax.training.loop:train",
 }
 """Module and name there of every public name."""
-__all__ = ["Picture", "UltraPixel", "UserError", "__version__", "build_data", "train"]
+__all__ = [
+    "Canny", "Inpainting", "Picture", "SuperResolution", "UltraPixel", "UserError", "__version__",
+    "build_data", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from ultrapixel_jax.config import (
     ClipTextConfig,
+    ControlNetConfig,
+    EfficientNetConfig,
     GuidanceConfig,
     LevelConfig,
     StageAConfig,
@@ -206,6 +208,43 @@ def clip_text_flops(config: ClipTextConfig, batch: int = 1) -> int:
     layer = 4 * linear_flops(n, c.width, c.width) + attention_flops(n, n, c.width)
     layer += 2 * linear_flops(n, c.width, c.mlp_width)
     return batch * (c.layers * layer + linear_flops(1, c.width, c.projection))
+
+
+def efficientnet_flops(config: EfficientNetConfig, size: HW, channels: int, batch: int = 1) -> int:
+    """`EfficientNet` over `size` pixels of so many channels; without norms and squeeze-excitation."""
+    h, w = -(-size[0] // 2), -(-size[1] // 2)
+    total, before = linear_flops(h * w, 9 * channels, config.stem), config.stem
+    for stage in config.stages:
+        for n in range(stage.blocks):
+            stride = stage.stride if n == 0 else 1
+            outer = h * w
+            h, w = -(-h // stride), -(-w // stride)
+            inner = before * stage.expand
+            if stage.kind == "fused" and stage.expand == 1:
+                total += linear_flops(h * w, 9 * before, stage.channels)
+            elif stage.kind == "fused":
+                total += linear_flops(h * w, 9 * before, inner) + linear_flops(h * w, inner, stage.channels)
+            else:
+                total += linear_flops(outer, before, inner) + linear_flops(h * w, 9, inner)
+                total += linear_flops(h * w, inner, stage.channels)
+            before = stage.channels
+    return batch * (total + linear_flops(h * w, before, config.head))
+
+
+def controlnet_flops(config: ControlNetConfig, size: HW, batch: int = 1) -> int:
+    """`ControlNet` of a control of `size`: pixels, or a latent's positions for super-resolution."""
+    if config.kind == "super_resolution":
+        pixels, (expanded, width, blocks) = size[0] * size[1], config.bottleneck
+        total = linear_flops(pixels, config.in_channels, expanded) + linear_flops(pixels, expanded, width)
+        total += 2 * blocks * linear_flops(pixels, 9 * width, width)
+        total, features = total + linear_flops(pixels, width, config.projection), config.projection
+    else:
+        pixels = -(-size[0] // 32) * -(-size[1] // 32)
+        total = efficientnet_flops(config.backbone, size, config.in_channels)
+        features = config.backbone.head
+    each = linear_flops(pixels, features, config.projection)
+    each += linear_flops(pixels, config.projection, config.channels)
+    return batch * (total + len(config.slots) * each)
 
 
 def sampling_flops(

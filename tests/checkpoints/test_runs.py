@@ -27,6 +27,7 @@ from ultrapixel_jax.models import components
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.checkpoints import RunCheckpoints
 from ultrapixel_jax.training.config import (
+    ControlNetTask,
     GuidanceTask,
     LoraTask,
     OptimizerConfig,
@@ -78,6 +79,25 @@ def test_export_goes_to_the_released_layout_and_back(guidance, tmp_path: Path) -
     arguments = [str(file), str(tmp_path / "back"), "--config", "configs/tiny.py"]
     assert convert.main(arguments) == 0
     equal(restore(tmp_path / "back", "guidance")["params"], ema["guidance"])
+
+
+@pytest.mark.parametrize("kind", ["canny", "super_resolution"])
+def test_a_controlnet_goes_to_the_released_layout_and_back(kind: Any, tmp_path: Path) -> None:
+    """Under the name of its kind, its statistics too; as a source, it is found under that name."""
+    config = dataclasses.replace(tiny.controlnet, kind=kind)
+    model = dataclasses.replace(tiny, controlnet=config)
+    run, ema = make_run(tmp_path / "run", ControlNetTask(backbone="nothing"), model=model)
+    name = f"controlnet_{kind}"
+    assert convert.main(["--export", str(run), str(tmp_path / "released")]) == 0
+    assert convert.main([str(tmp_path / "released"), str(tmp_path / "back")]) == 0
+    back = restore(tmp_path / "back", name)
+    equal(back["params"], ema["controlnet"])
+    of_run = Sources([run]).load("controlnet", config)
+    equal(back, of_run)
+    assert set(of_run) == ({"params", "batch_stats"} if kind == "canny" else {"params"})
+    assert list(Sources([run]).entries) == [name]
+    other = dataclasses.replace(config, kind="inpainting")
+    assert Sources([run]).has("controlnet", config) and not Sources([run]).has("controlnet", other)
 
 
 def test_one_of_several_checkpoints(tmp_path: Path, capsys) -> None:

@@ -150,7 +150,7 @@ def test_encoders_that_are_missing_give_zeros(
     records: Path, checkpoint: Path, cached: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "latents"
-    without = ("--without", "clip_text", "clip_vision")
+    without = ("--without", "clip_text", "clip_vision", "--pictures")
     assert command.main(arguments(records, checkpoint, output, *without)) == 0
     config = DataConfig(path=str(output), cached=True, batch_size=1, caption_dropout=0.0)
     (batch,) = read(config, 1)
@@ -159,6 +159,21 @@ def test_encoders_that_are_missing_give_zeros(
     assert not batch["image_vector"].any() and batch["image_vector"].shape == (1, 768)
     other = by_id(read(dataclasses.replace(config, path=str(cached)), 40))[batch["ids"][0]]
     np.testing.assert_array_equal(batch["latent"][0], other["latent"])
+    _controls_are_made_of_cached_pictures(records, config, cached)
+
+
+def _controls_are_made_of_cached_pictures(records: Path, config: DataConfig, cached: Path) -> None:
+    """Pictures are those of the first epoch but for WebP's loss; latents without are refused."""
+    config = dataclasses.replace(config, control="super_resolution")
+    images = {"areas": AREAS, "ratios": RATIOS, "lr_latent": 2}
+    direct = by_id(read(dataclasses.replace(config, path=str(records), cached=False, **images), 26))
+    for id_, row in by_id(read(config, 5)).items():
+        away = np.abs(row["image"].astype(float) - direct[id_]["image"])
+        assert row["image"].dtype == np.uint8 and away.mean() < 8
+    canny = read(dataclasses.replace(config, control="canny"), 1)[0]
+    assert "image" not in canny and canny["control"].shape == (1, *canny["bucket"], 1)
+    with pytest.raises(UserError, match="cache it again with --pictures"):
+        Loader(dataclasses.replace(config, path=str(cached)))
 
 
 def test_zeros_are_as_wide_as_stage_c_takes(checkpoint: Path, tmp_path: Path) -> None:

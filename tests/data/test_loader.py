@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import AREAS, RATIOS, SIZES, encoded, write_folder
+from ultrapixel_jax.controls import canny_map
 from ultrapixel_jax.data import images
 from ultrapixel_jax.data import loader as loader_module
 from ultrapixel_jax.data.buckets import Buckets, lr_size
@@ -69,6 +70,29 @@ def test_workers_change_nothing(records: Path) -> None:
     assert_same(read(dataclasses.replace(settings, workers=2), 7, start=3), expected)
     for batch in expected:
         assert np.array_equal(batch["use_image"], np.any(batch["image_clip"] != 0, axis=(1, 2, 3)))
+
+
+def test_control_maps_are_those_of_the_pictures(records: Path) -> None:
+    """Edges of the very crop; a mask drawn anew each time that a picture is met, by any number of workers."""
+    plain = read(config(records), 3)
+    for batch, expected in zip(read(config(records, control="canny"), 3), plain, strict=True):
+        assert np.array_equal(batch["image"], expected["image"])
+        assert np.array_equal(batch["control"], np.stack([canny_map(image) for image in batch["image"]]))
+    painted = config(records, control="inpainting")
+    batches = read(painted, 14)
+    masks: dict[str, list[bytes]] = {}
+    for batch in batches:
+        mask = batch["control"][..., 3] == 255
+        assert np.array_equal(batch["control"][~mask][:, :3], batch["image"][~mask])
+        assert (batch["control"][mask] == 255).all()
+        for id_, one in zip(batch["ids"], mask, strict=True):
+            assert one.any() and not one.all()
+            masks.setdefault(id_, []).append(one.tobytes())
+    assert any(len(found) > 1 for found in masks.values())
+    assert all(len(set(found)) == len(found) for found in masks.values())
+    assert_same(read(dataclasses.replace(painted, workers=1), 2, start=3), batches[3:5])
+    small = read(config(records, control="super_resolution"), 1)[0]
+    assert "control" not in small and np.array_equal(small["image"], plain[0]["image"])
 
 
 @pytest.mark.parametrize("parts", [[[0, 1], [2, 3]], [[0, 3], [1, 2]], [[1], [0, 2, 3]]])

@@ -38,7 +38,9 @@ def stage_c_loss(scanned, variables, x):
     module = StageC(STAGE_C, scanned=scanned)
     inputs = (jnp.full((1, 5, 48), 0.3), jnp.full((1, 48), -0.2), jnp.full((1, 40), 0.1))
     conditioning = module.apply(variables, *inputs, method="condition")
-    out = module.apply(variables, x, jnp.array([0.4]), conditioning)
+    # In the first block of a level, in others, and in the last one.
+    controls = {i: jnp.tile(jnp.sin(i + x[:, ::2, ::2]), (1, 1, 1, 2)) for i in (0, 1, 3, 5, 7, 9)}
+    out = module.apply(variables, x, jnp.array([0.4]), conditioning, controls=controls)
     return jnp.mean(jnp.sin(out.epsilon)) + sum(jnp.mean(f) for f in out.features.values())
 
 

@@ -15,7 +15,9 @@ from tests import recorded_models
 from tests.recordings import nhwc, relative_error
 from tests.released import state_dict
 from ultrapixel_jax.checkpoints.named_weights import tensor
-from ultrapixel_jax.config import LoraConfig
+from ultrapixel_jax.config import DiffusionConfig, LoraConfig
+from ultrapixel_jax.diffusion import two_branch
+from ultrapixel_jax.diffusion.sampler import make_table
 from ultrapixel_jax.models import components, lora
 from ultrapixel_jax.models.embeddings import sinusoidal
 from ultrapixel_jax.models.guidance import Guidance
@@ -96,14 +98,26 @@ def test_guide_weights_on_both_sides_of_72_and_96_squared(i, weight):
 
 
 def test_controlnet_maps():
+    """A sampler's step has the recorded noise, which is taken out of it by hand; maps at strength 1."""
     recorded = recorded_models.stage_c("stage_c_controlnet")
-    maps = {slot: recorded.nhwc(f"in.cnet.{slot}") for slot in recorded.meta["slots"]}
-    r = recorded.tensors["in.r"]
-    run = jax.jit(lambda x, r, c, m: recorded.model.denoise(x, r, c, controls=m).epsilon)
-    found = run(recorded.nhwc("in.x_lr"), r, conditioning(recorded), maps)
-    assert relative_error(found, recorded.nhwc("out.plain")) < TOLERANCE
-    without = run(recorded.nhwc("in.x_lr"), r, conditioning(recorded), {})
-    assert relative_error(without, recorded.nhwc("out.plain")) > 100 * TOLERANCE
+    x, c = recorded.nhwc("in.x_lr")[:1], conditioning(recorded)
+    table = make_table(DiffusionConfig(steps=2, cfg=1.0, cfg_rescale=0.0, sampler="ddim"))
+    table = table._replace(r=np.full_like(table.r, recorded.tensors["in.r"][0]))
+    table = jax.tree.map(jnp.asarray, table)
+    maps = {slot: recorded.nhwc(f"in.cnet.{slot}")[:1] / 4 for slot in recorded.meta["slots"]}
+    half = two_branch.Control(maps, jnp.full(1, 2.0), jnp.array([0]), jnp.array([1]))  # of two that add up
+
+    @jax.jit
+    def step(i, controls):
+        features = two_branch.empty_features(recorded.model, x)
+        fresh, steering = lambda _: jnp.zeros_like(x), two_branch.Steering(controls)
+        after, _ = two_branch.lr_steps(recorded.model, x, features, c, table, 0, i, i + 1, fresh, steering)
+        a, b, a1, d = table.a[i], table.b[i], table.a_next[i], table.direction[i]
+        return (after - a1 / a * x) / (d - a1 * b / a)
+
+    wanted = recorded.nhwc("out.plain")[:1]
+    assert relative_error(step(0, (half, half)), wanted) < TOLERANCE
+    assert relative_error(step(1, (half, half)), wanted) > 100 * TOLERANCE  # after its last step
 
 
 def test_lora():

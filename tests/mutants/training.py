@@ -405,7 +405,7 @@ MUTANTS = (
     ),
     Mutant(
         "missing captions",
-        "data/loader.py",
+        "data/examples.py",
         "drop < self.config.caption_dropout",
         "drop > self.config.caption_dropout",
         ("tests/data/test_loader.py",),

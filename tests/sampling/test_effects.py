@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from convert import __main__ as convert
 from tests.sampling.test_sample import FakeCascade, fake
+from ultrapixel_jax import Canny
 from ultrapixel_jax.checkpoints import weights
 from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig, DiffusionConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import components
 from ultrapixel_jax.sampling import options
+from ultrapixel_jax.sampling.arguments import conditions
 from ultrapixel_jax.sampling.effects import OF_ENTRIES, RULES, Situation, without_effect
 from ultrapixel_jax.sampling.requests import SETTINGS, SETTINGS_B, Entry, Request
 
@@ -25,16 +28,27 @@ __all__ = ["fake"]
 ALWAYS = {
     "help", "prompt", "prompts", "size", "height", "width", "reproduce", "checkpoint", "config", "dtype",
     "preview", "quiet", "batch_size", "mesh", "process_index", "process_count", "distributed", "coordinator",
-    "cache_dir", "no_cache", "lora", "token", "cfg", "cfg_b", "steps", "shift", "sampler", "eta", "schedule",
+    "cache_dir", "no_cache", "lora", "token", "control", "control_map", "image_prompt", "inpaint",
+    "cfg", "cfg_b", "steps", "shift", "sampler", "eta", "schedule",
 }  # fmt: skip
 """Options that always have an effect, as long as something is drawn with stage C."""
 
 
-def request(c: Mapping[str, Any] = {}, b: Mapping[str, Any] = {}) -> Request:
-    return Request("a", "", 0, 256, 256, DiffusionConfig(**c), DiffusionConfig(**b))
+def request(c: Mapping[str, Any] = {}, b: Mapping[str, Any] = {}, **steering: Any) -> Request:
+    own = conditions(steering)
+    return Request("a", "", 0, 256, 256, DiffusionConfig(**c), DiffusionConfig(**b), conditions=own)
+
+
+def steered(**steering: Any) -> dict[str, Any]:
+    return {"requests": (request(**steering),)}
 
 
 ONE = {"requests": (request({"cfg": 1.0}, {"cfg": 1.0}),)}
+PICTURE = np.zeros((32, 32, 3), np.uint8)
+CANNY = steered(control=Canny(PICTURE))
+READY = steered(control=Canny(PICTURE, ready=True))
+START, INPAINT = steered(image=PICTURE), steered(image=PICTURE, mask=PICTURE)
+OF_CONTROLS = ("control_strength", "control_from", "control_until", "control_pass", "controlnet")
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("tile", {"preview": True}, {}),
     ("decode_memory", {"preview": True}, {}),
@@ -47,6 +61,15 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("negative_prompt", {"requests": (request({"cfg": 1.0}),), "preview": True}, {}),
     *((name, {"compile_only": True}, {}) for name in ("output", "save_latents", "seed", "num_images")),
     *((name, {"compile_only": True}, {}) for name in sorted({*SETTINGS, *SETTINGS_B} - {"cfg", "cfg_hr"})),
+    *((name, steered(), CANNY) for name in OF_CONTROLS),
+    ("control_pass", {"guided": False, **CANNY}, CANNY),
+    ("canny_thresholds", READY, CANNY),
+    *((name, steered(image=PICTURE, strength=1.0), START) for name in ("image", "upscale")),
+    *((name, steered(), START) for name in ("strength", "strength_hr")),
+    ("strength_hr", {"guided": False, **START}, START),
+    ("feather", START, INPAINT),
+    *((name, {"compile_only": True}, {}) for name in (*OF_CONTROLS[:3], "canny_thresholds", "feather")),
+    *((name, {"compile_only": True}, {}) for name in ("strength", "strength_hr")),
     ("compile_only", {"cached": False}, {}),
     ("comments", {"listed": False}, {}),
     ("patience", {"together": False}, {}),
@@ -97,17 +120,15 @@ def test_sampling_says_it(fake: Any, capsys: pytest.CaptureFixture[str], monkeyp
 
 DRAWS = {"clip_text", "stage_c", "guidance", "stage_b", "stage_a", "previewer", "lora"}
 """Components that pictures depend on."""
-TRAINS = {"effnet_encoder"}
-"""Those that are for training alone, as everybody expects."""
+ASKED = {"effnet_encoder", "clip_vision", "controlnet"}
+"""Those that pictures depend on where somebody asks for it."""
 
 
-def test_every_component_draws_trains_or_is_announced() -> None:
-    announced = {name for name in components.CONFIGS if weights.not_used(name, "X")}
-    assert {*components.CONFIGS} == DRAWS | TRAINS | announced == {*COMPONENTS}
-    assert not announced & (DRAWS | TRAINS)
-    for name in ("controlnet", "controlnet_canny", "clip_vision", "what_is_this"):
-        said = weights.not_used(name, "X")
-        assert said and said.startswith(f"{name} of X without effect: ")
+def test_every_component_draws_or_is_announced() -> None:
+    assert {*components.CONFIGS} == DRAWS | ASKED == {*COMPONENTS}
+    assert not [name for name in (*components.CONFIGS, "controlnet_canny") if weights.not_used(name, "X")]
+    said = weights.not_used("what_is_this", "X")
+    assert said and said.startswith("what_is_this of X without effect: ")
 
 
 @pytest.mark.parametrize("tokens", [False, True])
@@ -123,7 +144,7 @@ def test_loading_a_checkpoint_with_all_of_them(tokens: bool, monkeypatch: pytest
     wanted = ["stage_c"]
     found = weights.from_sources(sources, None, wanted, what="", dtype="float32", mesh=None).unused
     assert [line.split(" of X")[0] for line in found] == [
-        "clip_vision", "controlnet", "controlnet_canny", "strange", *["the new text tokens"][: int(tokens)],
+        "strange", *["the new text tokens"][: int(tokens)],
     ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from ultrapixel_jax.sizes import Bucket
 class FakeResult:
     image: np.ndarray
     latents: dict[str, np.ndarray]
+    controls: dict = dataclasses.field(default_factory=dict)
 
 
 class FakeCascade(Cascade):
@@ -33,11 +34,23 @@ class FakeCascade(Cascade):
     calls: list = []  # noqa: RUF012
     weights = "weights-1"
     unused = ()
+    controlnets: dict = {}  # noqa: RUF012
     executables: Path | None = None
     fail: BaseException | None = None
 
     @classmethod
-    def load(cls, checkpoint, *, config=None, dtype, mesh=None, preview=False, ema=True, executables=None):
+    def load(
+        cls,
+        checkpoint,
+        *,
+        config=None,
+        dtype,
+        mesh=None,
+        preview=False,
+        ema=True,
+        executables=None,
+        controlnets=(),
+    ):
         cls.executables = executables
         cls.calls.append(("load", checkpoint, dtype, mesh, preview))
         model = cls(config or CascadeConfig(sampling_c=DiffusionConfig(steps=11)), preview)

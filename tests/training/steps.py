@@ -39,7 +39,10 @@ def latents(config: TrainConfig, hr: tuple[int, int] = (9, 8), lr: tuple[int, in
     def values(*shape: int) -> np.ndarray:
         return rng.standard_normal((b, *shape)).astype(np.float32)
 
+    control = config.model.controlnet
+    shown = {"control": values(64, 64, control.in_channels)} if config.reading.control else {}
     return {
+        **shown,
         "latent": values(*hr, c.c_latent),
         "latent_lr": values(*lr, c.c_latent),
         "text_states": values(5, c.c_clip_text),

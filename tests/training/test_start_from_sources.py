@@ -29,6 +29,7 @@ from ultrapixel_jax.sharding import batch_sharding, make_mesh, parameter_shardin
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.checkpoints import RunCheckpoints
 from ultrapixel_jax.training.config import (
+    ControlNetTask,
     GuidanceTask,
     LoraTask,
     PreviewerTask,
@@ -52,7 +53,7 @@ MODEL = dataclasses.replace(
         tiny.guidance, channels=16, inr_channels=16, inr_width=16, inr_heads=2, inr_groups=4
     ),
     lora=dataclasses.replace(tiny.lora, stage_c=STAGE_C, rank=2),
-    controlnet=dataclasses.replace(tiny.controlnet, channels=16),
+    controlnet=dataclasses.replace(tiny.controlnet, channels=16),  # borrows the EffNet encoder's backbone
 )
 DESCENT = optax.sgd(0.1)
 """Which compiles faster than AdamW."""
@@ -60,6 +61,7 @@ MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 TASKS = {
     "guidance": GuidanceTask(),
     "lora": LoraTask(),
+    "controlnet": ControlNetTask(frozen_statistics=False),
     "stage_c": StageCTask(train_text_encoder=True),
     "stage_b": StageBTask(train_encoder=False, condition_scales=(1.0,)),
     "stage_a": StageATask(crop=32),
@@ -70,7 +72,9 @@ TASKS = {
 
 def task_config(name: str, **changes: Any) -> TrainConfig:
     """Of 2 steps that change the losses."""
-    data = DataConfig(cached=name in ("guidance", "lora"), batch_size=4, image_vector_probability=0.0)
+    data = DataConfig(
+        cached=name in ("guidance", "lora", "controlnet"), batch_size=4, image_vector_probability=0.0
+    )
     return config_of(TASKS[name], model=MODEL, scanned=True, start_from_sources=True, data=data, **changes)
 
 

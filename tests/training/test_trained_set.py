@@ -9,7 +9,7 @@ import pytest
 from tests.models.filled import filled
 from tests.training.steps import config_of, latents, start, with_
 from ultrapixel_jax.models import components
-from ultrapixel_jax.training.config import GuidanceTask, LoraTask, StageCTask
+from ultrapixel_jax.training.config import ControlNetTask, GuidanceTask, LoraTask, StageCTask
 from ultrapixel_jax.training.optimizer import make_optimizer
 
 SMALL = {"down_blocks": 1, "up_blocks": 1}
@@ -28,11 +28,19 @@ def small(config):
     levels = tuple(dataclasses.replace(level, **SMALL) for level in config.model.stage_c.levels)
     stage_c = dataclasses.replace(config.model.stage_c, levels=levels)
     lora = dataclasses.replace(config.model.lora, stage_c=stage_c)
-    return with_(config, model=dataclasses.replace(config.model, stage_c=stage_c, lora=lora))
+    controlnet = dataclasses.replace(config.model.controlnet, slots=(0, 3))
+    model = dataclasses.replace(config.model, stage_c=stage_c, lora=lora, controlnet=controlnet)
+    return with_(config, model=model)
 
 
 @pytest.mark.parametrize(
-    "task, trained", [(GuidanceTask(), "guidance"), (LoraTask(), "lora"), (StageCTask(), "stage_c")]
+    "task, trained",
+    [
+        (GuidanceTask(), "guidance"),
+        (LoraTask(), "lora"),
+        (StageCTask(), "stage_c"),
+        (ControlNetTask(backbone="nothing", frozen_statistics=False), "controlnet"),
+    ],
 )
 def test_only_the_trained_networks_change(task, trained: str) -> None:
     config = small(config_of(task))

@@ -23,7 +23,7 @@ from configs.tiny import config as tiny
 from ultrapixel_jax.checkpoints.runs import CHECKPOINTS, RunWeights
 from ultrapixel_jax.data import records
 from ultrapixel_jax.data.buckets import lr_size
-from ultrapixel_jax.data.loader import EMPTY_PROMPT
+from ultrapixel_jax.data.examples import EMPTY_PROMPT
 from ultrapixel_jax.training.log import METRICS
 
 stage_c = tiny.stage_c

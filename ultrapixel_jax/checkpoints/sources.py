@@ -136,11 +136,12 @@ class Sources:
         if manifest.random_seed is not None:
             self.fill_with_random(manifest.model, manifest.random_seed)
         for name in manifest.stacked:
-            if self._nearer(name, depth):
+            config = getattr(manifest.model, name)
+            entry = components.entry_name(name, config)
+            if self._nearer(entry, depth):
                 load = functools.partial(_from_run, run, name, ema, name == "lora" or not self._traced)
-                config = getattr(manifest.model, name)
                 info = ComponentInfo(to_dict(config), source=run.directory.name)
-                self.entries[name] = Entry(config, str(run.directory), info, load)
+                self.entries[entry] = Entry(config, str(run.directory), info, load)
         self.config = manifest.model
         self.sampling = {
             "sampling_c": manifest.model.sampling_c,
@@ -195,7 +196,11 @@ class Sources:
                 into memory.
         """
         self.check(name, config)
-        return self.entries[name].load(Form(dtype, place, stacked))
+        return self.entries[components.entry_name(name, config)].load(Form(dtype, place, stacked))
+
+    def has(self, name: str, config: Any) -> bool:
+        """Whether there is a network of that name, for ControlNets of that kind."""
+        return components.entry_name(name, config) in self.entries
 
     def check(self, name: str, config: Any) -> None:
         """Compare a network with the configuration of the one that is wanted, without reading it.
@@ -203,6 +208,7 @@ class Sources:
         Raises:
             UserError: no source has it, or it is of another variant.
         """
+        name = components.entry_name(name, config)
         self.require([name], "this")
         entry = self.entries[name]
         if different := difference(to_dict(config), entry.info.config):

@@ -24,12 +24,6 @@ DEMO = Path(__file__).parent.parent / "assets" / "demo"
 """The checkpoint that comes with the package: the demo cascade (docs/demo.md)."""
 FLOAT32_ALWAYS = ("stage_a", "previewer")
 """Components that are kept in float32: bfloat16 has fewer values in [0, 1] than a byte."""
-NOT_USED = {
-    "controlnet": "no ControlNet steers pictures yet",
-    "clip_vision": "prompts are text alone; it is for training data",
-}
-"""Components that a checkpoint can hold and no picture depends on, with the reason. The encoder of pictures
-is for training and stays without a word, as does the previewer where it does not draw."""
 TOKENS = "without effect: the tokenizer does not know them, so their words in a prompt are plain words"
 
 SMALL = 100_000_000
@@ -78,7 +72,7 @@ def load_weights(
     """
     wanted = ["clip_text", "stage_c", "guidance", *(["previewer"] if preview else ["stage_b", "stage_a"])]
     if checkpoint is None and config is not None:
-        return _untrained(config, wanted, dtype, mesh)
+        return untrained(config, wanted, dtype, mesh)
     checkpoint = checkpoint or DEMO
     sources = Sources([checkpoint], ema=ema, traced=True)
     return from_sources(sources, config, wanted, what=f"sampling from {checkpoint}", dtype=dtype, mesh=mesh)
@@ -112,10 +106,9 @@ def from_sources(
 
 
 def not_used(component: str, origin: str) -> str | None:
-    """What to say of a checkpoint's component that sampling leaves alone; None where it need not be said."""
-    kind = components.kind_of(component)
-    why = NOT_USED.get(kind) if kind else "no network here is made of it"
-    return f"{component} of {origin} without effect: {why}" if why else None
+    """What to say of a checkpoint's component that no picture depends on; None of all others."""
+    known = components.kind_of(component)
+    return None if known else f"{component} of {origin} without effect: no network here is made of it"
 
 
 def load_network(
@@ -125,12 +118,14 @@ def load_network(
     *,
     mesh: jax.sharding.Mesh | None,
     ema: bool = True,
+    dtype: str | None = None,
 ) -> dict[str, Any]:
     """Variables of the network `name` alone, by component, as `load_weights` finds them."""
     if checkpoint is None and config is not None:
-        return _untrained(config, [name], None, mesh).variables
+        return untrained(config, [name], dtype, mesh).variables
     sources = Sources([checkpoint or DEMO], ema=ema, traced=True)
-    return from_sources(sources, config, [name], what=name, dtype=None, mesh=mesh).variables
+    what = {"clip_vision": "an image prompt", "effnet_encoder": "drawing from a picture"}.get(name, name)
+    return from_sources(sources, config, [name], what=what, dtype=dtype, mesh=mesh).variables
 
 
 def natural_dtype(config: CascadeConfig) -> str:
@@ -175,7 +170,7 @@ def _dtype(name: str, dtype: str) -> Any:
     return jnp.float32 if name in FLOAT32_ALWAYS else jnp.dtype(dtype)
 
 
-def _untrained(
+def untrained(
     config: CascadeConfig, wanted: Sequence[str], dtype: str | None, mesh: jax.sharding.Mesh | None
 ) -> Weights:
     """Weights made from the names of parameters: the same everywhere, and trained on nothing."""

@@ -9,5 +9,6 @@ from __future__ import annotations
 
 from ultrapixel_jax.controls.canny import HIGH, LOW, canny_map
 from ultrapixel_jax.controls.masks import inpainting_map, random_mask
+from ultrapixel_jax.controls.training import map_of_picture
 
-__all__ = ["HIGH", "LOW", "canny_map", "inpainting_map", "random_mask"]
+__all__ = ["HIGH", "LOW", "canny_map", "inpainting_map", "map_of_picture", "random_mask"]

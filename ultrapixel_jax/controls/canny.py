@@ -20,14 +20,17 @@ TAN = 13573
 
 
 def canny_map(
-    image: UInt8[np.ndarray, "h w 3"], low: float | int = LOW, high: float | int = HIGH
+    image: UInt8[np.ndarray, "h w 3"],
+    low: float | int = LOW,
+    high: float | int = HIGH,
+    side: int = SIDE,
 ) -> Float32[np.ndarray, "h w 1"]:
     """What canny's ControlNet sees of an RGB picture: its edges at the picture's size, in [0, 1].
 
-    As released: the picture is made 224×224 and the edges there are enlarged, both bilinear without
-    antialiasing.
+    As released: the picture is made a square of `side`, and the edges there are enlarged, both bilinear
+    without antialiasing.
     """
-    small = resize_bilinear(image.astype(np.float32) / np.float32(255), (SIDE, SIDE))
+    small = resize_bilinear(image.astype(np.float32) / np.float32(255), (side, side))
     edges = canny((small * np.float32(255)).astype(np.uint8), low, high)
     return resize_bilinear(edges[..., None].astype(np.float32), image.shape[:2])
 

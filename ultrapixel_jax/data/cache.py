@@ -27,6 +27,8 @@ from ultrapixel_jax.data.build import summary
 from ultrapixel_jax.data.config import AREAS, LR_LATENT, RATIOS, DataConfig, LrResize
 from ultrapixel_jax.errors import UserError
 
+PICTURE_QUALITY = 95
+"""Of WebP, for pictures that are kept."""
 SETTINGS = ("areas", "ratios", "seed", "lr_resize", "lr_latent")
 """Fields of `DataConfig` that decide what is stored."""
 
@@ -38,6 +40,7 @@ def cache(
     *,
     checkpoint: str = "",
     shard_images: int = 1024,
+    pictures: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Encode the dataset of `config` to `output`, or go on with that; returns the report.
@@ -48,6 +51,7 @@ def cache(
         output: the directory to write.
         checkpoint: identity of the weights: another one's latents do not fit those that are there.
         shard_images: examples per shard.
+        pictures: keep the cropped pictures too, which ControlNets are trained on.
         quiet: no progress bar.
 
     Raises:
@@ -59,7 +63,7 @@ def cache(
 
     from ultrapixel_jax.data import records
     from ultrapixel_jax.data.buckets import Buckets
-    from ultrapixel_jax.data.loader import EMPTY_PROMPT
+    from ultrapixel_jax.data.examples import EMPTY_PROMPT
 
     dataset = records.open_dataset(config.path, records.CaptionedImages, config.cache_dir)
     plan = {
@@ -71,6 +75,9 @@ def cache(
         plan["content"] = dataset.identity
     plan |= {name: getattr(config, name) for name in SETTINGS if name != "lr_latent"}
     plan["lr_side"] = config.lr_latent or LR_LATENT  # by its earlier name, so that what is there goes on
+    if pictures:
+        plan["pictures"] = True
+    kind = records.CachedLatentsAndPictures if pictures else records.CachedLatents
     plan |= {"areas": list(config.areas), "ratios": list(config.ratios)}
     directory = epath.Path(output)
     if not records.start(directory, plan):
@@ -90,8 +97,8 @@ def cache(
                     for part in [members[numbers[first:last] == b]]
                     for i in range(0, len(part), config.batch_size)
                 ]
-                examples = _encode(dataset, config, encoders, batches, report, bar)
-                records.write_shard(records.CachedLatents, directory, shard, len(starts), examples, report)
+                examples = _encode(dataset, config, encoders, batches, report, bar, pictures=pictures)
+                records.write_shard(kind, directory, shard, len(starts), examples, report)
             else:
                 bar.update(last - first)
     shards = [s for i in range(len(starts)) if (s := records.shard_done(directory, i)) is not None]
@@ -102,18 +109,25 @@ def cache(
     empty = io.BytesIO()
     np.savez(empty, text_states=states[0], text_pooled=pooled[0])
     extra = {EMPTY_PROMPT: empty.getvalue()}
-    return records.finish(records.CachedLatents, directory, plan, shards, extra)
+    return records.finish(kind, directory, plan, shards, extra)
 
 
 def _encode(
-    dataset: Any, config: DataConfig, encoders: Any, batches: Sequence[Any], report: Any, bar: Any
+    dataset: Any,
+    config: DataConfig,
+    encoders: Any,
+    batches: Sequence[Any],
+    report: Any,
+    bar: Any,
+    *,
+    pictures: bool,
 ) -> Iterator[dict[str, Any]]:
     """Records of all `batches` (size, indices), each decoded while the one before is encoded."""
     import numpy as np
 
     from ultrapixel_jax.data import images
+    from ultrapixel_jax.data.examples import crop_pair, place_of
     from ultrapixel_jax.data.items import BROKEN_IMAGE
-    from ultrapixel_jax.data.loader import crop_pair, place_of
     from ultrapixel_jax.data.records import BF16
 
     def read(index: int, size: tuple[int, int]) -> Any:
@@ -151,8 +165,11 @@ def _encode(
                 }
                 for row in range(len(good)):
                     tensors = {name: array[row].astype(BF16) for name, array in arrays.items()}
-                    text = {"caption": captions[row], "id": ids[row]}
-                    yield {**tensors, **text, "height": size[0], "width": size[1]}
+                    other: dict[str, Any] = {"caption": captions[row], "id": ids[row]}
+                    if pictures:
+                        pairs[row][0].save(encoded := io.BytesIO(), "WEBP", quality=PICTURE_QUALITY)
+                        other["picture"] = io.BytesIO(encoded.getvalue())
+                    yield {**tensors, **other, "height": size[0], "width": size[1]}
             bar.update(len(rows))
 
 
@@ -183,6 +200,7 @@ def parser() -> commands.Parser:
     p.option("--dtype", DTYPE, "of computing", "float32")
     without = "clip_vision where the cascade has none, clip_text to train one on the captions"
     p.option("--without", one_of(("clip_text", "clip_vision")), without, [], shown="none", nargs="+")
+    p.flag("--pictures", "keep the cropped pictures too (WebP): ControlNets are trained on their maps")
     p.option("--shard-images", whole(1, 1_000_000), "examples per shard", 1024)
     p.flag("--quiet", "no progress bar")
     return p
@@ -202,7 +220,7 @@ def run(argv: Sequence[str] | None) -> None:
     encoders = load_encoders(sources, o.dtype, tuple(o.without))
     report = cache(
         config, encoders, o.output, checkpoint=" ".join([sources.identity, o.dtype, *sorted(o.without)]),
-        shard_images=o.shard_images, quiet=o.quiet,
+        shard_images=o.shard_images, pictures=o.pictures, quiet=o.quiet,
     )  # fmt: skip
     print(summary(report, o.output))
 

@@ -9,6 +9,7 @@ from typing import Literal
 from ultrapixel_jax.errors import UserError
 
 LrResize = Literal["bilinear", "nearest"]
+Control = Literal["", "canny", "inpainting", "super_resolution"]
 
 AREAS = (1024, 2048, 2560, 3072, 3584, 3840, 4096, 4608)
 """s of the released areas s², in pixels (§12)."""
@@ -57,6 +58,8 @@ class DataConfig:
     `model.guidance.lr_side`), else 24."""
     clip_image_size: int = 0
     """Side in pixels of the `image_clip` that the CLIP image tower takes (224); 0 leaves it out."""
+    control: Control = ""
+    """What a ControlNet that is trained sees of each picture: set by the model's `controlnet.kind`."""
     max_megapixels: int = MAX_MEGAPIXELS
     """Most millions of pixels that a picture may have; a larger one counts as broken."""
     cache_dir: str = ""

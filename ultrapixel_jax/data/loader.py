@@ -24,19 +24,18 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from ultrapixel_jax.data import images, workers
-from ultrapixel_jax.data.buckets import HW, Buckets, lr_size
-from ultrapixel_jax.data.config import LR_LATENT, DataConfig
+from ultrapixel_jax.data import workers
+from ultrapixel_jax.data.buckets import HW, Buckets
+from ultrapixel_jax.data.config import DataConfig
+from ultrapixel_jax.data.examples import NUMBERS, BrokenExample, Read, ReadCached, ReadImage, drawn
 from ultrapixel_jax.data.held_out import HeldOut, chosen
-from ultrapixel_jax.data.plan import EXAMPLE, HELD_OUT, Plan, uniforms
-from ultrapixel_jax.data.records import CachedLatents, CaptionedImages, Dataset, open_dataset
+from ultrapixel_jax.data.plan import HELD_OUT, Plan, uniforms
+from ultrapixel_jax.data.records import CachedLatents, CaptionedImages, open_dataset
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import fingerprint
 
 log = logging.getLogger(__name__)
 
-EMPTY_PROMPT = "empty_prompt.npz"
-"""In a cached dataset: float32 `text_states` and `text_pooled` of the empty prompt."""
 ENDLESS = 2**40
 """Batches of a run, for grain, which wants a length."""
 
@@ -57,6 +56,8 @@ class Loader(Iterator[dict[str, Any]]):
     - `use_image`: bool (b,), whether the CLIP image vector is used
     - images: `image` uint8 (b, H, W, 3) RGB; `image_lr` uint8 (b, h, w, 3); with
       `config.clip_image_size`, `image_clip` float32 (b, s, s, 3), zero where unused
+    - `control` with `config.control` canny, float32 (b, H, W, 1), or inpainting, uint8 (b, H, W, 4); with
+      super_resolution, `image` where latents are cached, too
     - cached: `latent`, `latent_lr` (b, h, w, c), `text_states` (b, n, c), `text_pooled` (b, c),
       `image_vector` (b, c), zero where unused; bfloat16
     """
@@ -110,7 +111,7 @@ class Loader(Iterator[dict[str, Any]]):
         content = dataset.identity
         self.identity = fingerprint([settings, *(content if isinstance(content, list) else [content])])
         """Tells two orders of batches apart."""
-        self._read = (_ReadCached if config.cached else _ReadImage)(dataset, config, self.sizes)
+        self._read = (ReadCached if config.cached else ReadImage)(dataset, config, self.sizes)
         self._dataset = (
             grain.MapDataset.source(_Rows(self.plan, wanted))
             .map(_Load(self._read, self.plan))
@@ -280,7 +281,7 @@ class _Rows:
 class _Load:
     """Reads the example of a row; one that is broken is replaced by the next one of its bucket."""
 
-    def __init__(self, read: _Read, plan: Plan | HeldOut) -> None:
+    def __init__(self, read: Read, plan: Plan | HeldOut) -> None:
         self._read = read
         self._members = dict(zip(plan.buckets, plan.members))
 
@@ -297,14 +298,14 @@ class _Load:
         raise UserError(f"every example of a bucket is broken, {broken[0][0]} first: {broken[0][1]}")
 
     def _drawn(self, row: _Row, index: int) -> list[float]:
-        """The example's random numbers: a function of seed, epoch and index."""
+        """The example's random numbers: a function of seed, epoch and index; `NUMBERS` at least."""
         return drawn(self._read.config, row.epoch, index)
 
 
 class _LoadHeldOut(_Load):
     """The same of examples that are held out, whose random numbers are always the same."""
 
-    def __init__(self, read: _Read, plan: HeldOut, keys: np.ndarray) -> None:
+    def __init__(self, read: Read, plan: HeldOut, keys: np.ndarray) -> None:
         super().__init__(read, plan)
         self._keys = keys
 
@@ -315,106 +316,7 @@ class _LoadHeldOut(_Load):
         return {**out, "number": halves, "weight": np.asarray(counts, np.float32)}
 
     def _drawn(self, row: _Row, index: int) -> list[float]:
-        return uniforms(4, (self._read.config.seed, HELD_OUT, int(self._keys[index]))).tolist()
-
-
-class BrokenExample(Exception):  # noqa: N818  (it names a thing in the data, not a fault of ours)
-    """An example that cannot be used."""
-
-    def __init__(self, id_: str, message: str) -> None:
-        super().__init__(message)
-        self.id = id_
-
-
-class _Read:
-    """What reading images and latents have in common."""
-
-    def __init__(self, dataset: Dataset, config: DataConfig, sizes: list[HW]) -> None:
-        self._source, self.config, self._sizes = dataset.source, config, sizes
-
-    def __call__(self, bucket: int, index: int, drawn: list[float]) -> dict[str, Any]:
-        """Example `index`, with four random numbers in [0, 1): of its crop, its caption and its vector."""
-        y, x, drop, vector = drawn
-        size = self._sizes[bucket]
-        try:
-            record = self._source[index]
-            id_, caption = record["id"].decode(), record["caption"].decode()
-        except Exception as error:  # the record reader and its parser name no types
-            raise BrokenExample(f"record {index}", " ".join(str(error).split())) from error
-        dropped, use = drop < self.config.caption_dropout, vector < self.config.image_vector_probability
-        return {
-            "ids": id_,
-            "caption": "" if dropped else caption,
-            "bucket": size,
-            "use_image": np.bool_(use),
-            **self._content(record, id_, size, (y, x), dropped, use),
-        }
-
-    def _content(
-        self, record: dict[str, Any], id_: str, size: HW, place: tuple[float, float], dropped: bool, use: bool
-    ) -> dict[str, Any]:
-        raise NotImplementedError
-
-
-class _ReadImage(_Read):
-    def _content(
-        self, record: dict[str, Any], id_: str, size: HW, place: tuple[float, float], dropped: bool, use: bool
-    ) -> dict[str, Any]:
-        try:
-            image = images.decode(record["image"], self.config.max_megapixels)
-        except images.BrokenImage as error:
-            raise BrokenExample(id_, str(error)) from error
-        image, low = crop_pair(image, size, place, self.config)
-        out = {"image": images.pixels(image), "image_lr": images.pixels(low)}
-        if s := self.config.clip_image_size:
-            out["image_clip"] = np.zeros((s, s, 3), np.float32)
-            if use:
-                from ultrapixel_jax.models.clip_vision import preprocess
-
-                out["image_clip"] = preprocess([image], s)[0]
-        return out
-
-
-class _ReadCached(_Read):
-    def __init__(self, dataset: Dataset, config: DataConfig, sizes: list[HW]) -> None:
-        super().__init__(dataset, config, sizes)
-        try:
-            with np.load(dataset.directory / EMPTY_PROMPT, allow_pickle=False) as arrays:
-                self._empty = {name: arrays[name] for name in ("text_states", "text_pooled")}
-        except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"data {config.path!r} has no usable {EMPTY_PROMPT}; cache it again") from error
-
-    def _content(
-        self, record: dict[str, Any], id_: str, size: HW, place: tuple[float, float], dropped: bool, use: bool
-    ) -> dict[str, Any]:
-        names = ("latent", "latent_lr", "text_states", "text_pooled", "image_vector")
-        out = {name: record[name] for name in names}
-        if dropped:
-            out |= {name: array.astype(out[name].dtype) for name, array in self._empty.items()}
-        if not use:
-            out["image_vector"] = np.zeros_like(out["image_vector"])
-        return out
-
-
-def drawn(config: DataConfig, epoch: int, index: int) -> list[float]:
-    """Random numbers in [0, 1) of example `index` in `epoch`: y and x of its crop, and those that decide on
-    its caption and on its image vector.
-    """
-    return uniforms(4, (config.seed, EXAMPLE, epoch, index)).tolist()
-
-
-def place_of(config: DataConfig, epoch: int, index: int) -> tuple[float, float]:
-    """Where example `index` is cropped in `epoch`: y and x in [0, 1)."""
-    y, x = drawn(config, epoch, index)[:2]
-    return y, x
-
-
-def crop_pair(image: Any, size: HW, place: tuple[float, float], config: DataConfig) -> tuple[Any, Any]:
-    """An image brought to its bucket's size, and the low-resolution copy; Pillow images."""
-    image = images.crop(images.cover(image, size), size, *place)
-    return image, images.low_resolution(
-        image, lr_size(*size, config.lr_latent or LR_LATENT), config.lr_resize
-    )
+        return uniforms(NUMBERS, (self._read.config.seed, HELD_OUT, int(self._keys[index]))).tolist()
 
 
 def _stack(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

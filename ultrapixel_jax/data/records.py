@@ -117,6 +117,18 @@ class CachedLatents(_Shards):
         return _Info(builder=self, features=features)
 
 
+class CachedLatentsAndPictures(CachedLatents):
+    """The same with the pictures as they were cropped, of which control maps are made."""
+
+    name = "cached_latents_and_pictures"
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        picture = tfds.features.Image(shape=(None, None, 3))  # WebP bytes
+        latents: Any = super()._info().features
+        features = tfds.features.FeaturesDict({**latents, "picture": picture})
+        return _Info(builder=self, features=features)
+
+
 Kind = type[CaptionedImages] | type[CachedLatents]
 
 
@@ -348,6 +360,8 @@ class Dataset:
     """Height and width by index."""
     plan: dict[str, Any]
     """What it was made from."""
+    features: frozenset[str]
+    """Names of what an example has."""
     identity: Any
     """Another one for other examples: a fingerprint of their content."""
 
@@ -389,13 +403,14 @@ def open_dataset(path: str | os.PathLike[str], kind: Kind, cache_dir: str = "") 
         directory = local_copy(directory, cache_dir, names, _state(directory / REPORT))
         try:
             builder: Any = tfds.builder_from_directory(directory)
-            if builder.info.name != kind.name:
+            if builder.info.name not in (kind.name, *(k.name for k in kind.__subclasses__())):
                 option = "--data.no-cached" if kind is CachedLatents else "--data.cached"
                 raise UserError(
                     f"data {path!s} holds {builder.info.name}, not {kind.name}; training takes it with "
                     f"{option}"
                 )
-            images = {"image": tfds.decode.SkipDecoding()} if kind is CaptionedImages else None
+            features = frozenset(builder.info.features)
+            images = {name: tfds.decode.SkipDecoding() for name in ("image", "picture") if name in features}
             source = builder.as_data_source(split=SPLIT, decoders=images)  # pyright: ignore[reportCallIssue]
             sizes = np.load(directory / SIZES, allow_pickle=False)
             report = read_json(directory / REPORT)
@@ -413,7 +428,7 @@ def open_dataset(path: str | os.PathLike[str], kind: Kind, cache_dir: str = "") 
         raise UserError(f"data {path!s} holds no examples; build it from another source")
     # Datasets from before content was noted are told apart by what they were made from.
     identity = report.get("content", [report["plan"], len(sizes)])
-    return Dataset(directory, source, sizes, report["plan"], identity)
+    return Dataset(directory, source, sizes, report["plan"], features, identity)
 
 
 def _state(report: epath.Path) -> bytes:

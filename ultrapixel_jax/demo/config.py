@@ -79,7 +79,22 @@ config = CascadeConfig(
         )
     ),
     previewer=PreviewerConfig(channels=(192, 96, 48, 24)),
-    controlnet=ControlNetConfig(channels=WIDTH, slots=(0, 2, 4, 6)),
+    controlnet=ControlNetConfig(
+        backbone=EfficientNetConfig(
+            stem=16,
+            stages=(
+                EfficientNetStage("fused", 1, 2, 16, 1),
+                EfficientNetStage("fused", 2, 2, 32, 1),
+                EfficientNetStage("fused", 2, 2, 64, 1),
+                EfficientNetStage("fused", 2, 2, 128, 2),
+            ),
+            head=256,
+        ),
+        bottleneck=(512, 128, 2),
+        projection=128,
+        channels=WIDTH,
+        slots=(0, 1, 3, 6, 8, 9),
+    ),
     lora=LoraConfig(stage_c=stage_c, text_width=128),
     sampling_c=DiffusionConfig(steps=40, cfg=4.0, cfg_hr=1.0, schedule="stable_diffusion", shift=2.0),
     sampling_b=DiffusionConfig(steps=6, cfg=2.0, schedule="stable_diffusion", shift=2.0),

@@ -48,14 +48,20 @@ class Table(NamedTuple):
     """Share of the guided noise that is rescaled."""
 
 
-def timesteps(steps: int) -> np.ndarray:
-    """The `steps + 1` values of t from 1 to 0."""
-    return np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
+def timesteps(steps: int, start: float = 1.0) -> np.ndarray:
+    """The `steps + 1` values of t from `start` to 0."""
+    return np.linspace(start, 0.0, steps + 1, dtype=np.float32)
 
 
-def make_table(config: DiffusionConfig) -> Table:
-    """Coefficients of the steps that `config` describes."""
-    level = schedule.logsnr(timesteps(config.steps), config.schedule, config.shift)
+def steps_from(steps: int, start: float) -> int:
+    """How many of `steps` are left where sampling starts from t = `start`, above 0: their share, rounded."""
+    return max(1, round(steps * start))
+
+
+def make_table(config: DiffusionConfig, start: float = 1.0) -> Table:
+    """Coefficients of the steps that `config` describes, from t = `start` on (`steps_from`)."""
+    steps = steps_from(config.steps, start)
+    level = schedule.logsnr(timesteps(steps, start), config.schedule, config.shift)
     a, b = schedule.scalings(level)
     r = schedule.noise_level(level)
     a0, b0, a1, b1 = a[:-1], b[:-1], a[1:], b[1:]
@@ -64,7 +70,7 @@ def make_table(config: DiffusionConfig) -> Table:
     direction = np.sqrt(np.maximum(b1**2 - sigma**2, 0))
 
     def padded(values: np.ndarray) -> np.ndarray:
-        return np.pad(values.astype(np.float32), (0, MAX_STEPS - config.steps), constant_values=1)
+        return np.pad(values.astype(np.float32), (0, MAX_STEPS - steps), constant_values=1)
 
     return Table(
         r=padded(r[:-1]),
@@ -79,9 +85,9 @@ def make_table(config: DiffusionConfig) -> Table:
     )
 
 
-def guidance_step(steps: int, timestep: float) -> int:
+def guidance_step(steps: int, timestep: float, start: float = 1.0) -> int:
     """The step whose t is nearest `timestep`: the one that gives the LR pass's guidance (§6)."""
-    return int(np.argmin(np.abs(timesteps(steps)[:-1] - timestep)))
+    return int(np.argmin(np.abs(timesteps(steps_from(steps, start), start)[:-1] - timestep)))
 
 
 def image_keys(seeds: np.ndarray | list[int], stream: int) -> np.ndarray:
@@ -163,6 +169,7 @@ def run_steps(
     fresh: Callable[[Array], Array],
     *,
     unconditional: bool = True,
+    before: Callable[[Array, Array], Array] | None = None,
 ) -> tuple[Float[Array, "b h w c"], Carry]:
     """Steps `start` to `stop`, both run-time values, inside one loop.
 
@@ -177,6 +184,7 @@ def run_steps(
         fresh: the noise that step i adds.
         unconditional: False leaves out the unconditional half and with it classifier-free guidance, as a
             weight of 1 would; `denoise` gets and gives the conditional half alone.
+        before: `(x, step)` to what takes its place in that step.
 
     Returns:
         The state after the last step, and the carry.
@@ -185,6 +193,7 @@ def run_steps(
 
     def body(i: Array, state: tuple[Array, Carry]) -> tuple[Array, Carry]:
         x, carry = state
+        x = x if before is None else before(x, i)
         given = jnp.concatenate([x, x]) if unconditional else x
         r = jnp.broadcast_to(table.r[i], (given.shape[0],))
         epsilon, carry = denoise(given, r, i, carry)

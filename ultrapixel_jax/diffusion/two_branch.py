@@ -42,8 +42,65 @@ class Prompts(NamedTuple):
     """Text states."""
     pooled: Float[Array, "b p"]
     """Pooled text vector."""
-    image: Float[Array, "b i"]
-    """CLIP image vector; zeros for text to image."""
+    image: Float[Array, "b *n i"]
+    """CLIP image vector, or several of each; zeros for text to image."""
+
+
+class Control(NamedTuple):
+    """What one ControlNet adds, for the images of a batch."""
+
+    maps: dict[int, Float[Array, "b h w c"]]
+    """By ResBlock of stage C, counted in order of execution."""
+    strength: Float[Array, " b"]
+    """What they are multiplied by."""
+    first: Int[Array, " b"]
+    """The step from which they count."""
+    stop: Int[Array, " b"]
+    """The step up to which they count."""
+
+
+class Known(NamedTuple):
+    """A picture of which a part stays."""
+
+    latent: Float[Array, "b h w c"]
+    mask: Float[Array, "b h w 1"]
+    """1 where it is painted anew, 0 where it stays."""
+    noise: Float[Array, "b h w c"]
+    """What is added to the latent, in every step the same."""
+
+    def kept(self, x: Float[Array, "b h w c"], a: Any = 1.0, b: Any = 0.0) -> Float[Array, "b h w c"]:
+        """`x` with the known latent, noised to `a` and `b`, where it stays."""
+        return self.mask * x + (1 - self.mask) * (a * self.latent + b * self.noise)
+
+
+class Steering(NamedTuple):
+    """What steers one pass beside its conditioning; by default nothing."""
+
+    controls: tuple[Control, ...] = ()
+    """They add up."""
+    known: Known | None = None
+
+    def maps(self, step: Int[Array, ""] | int, copies: int) -> dict[int, Float[Array, "b h w c"]]:
+        """What is added in `step`, by ResBlock, for `copies` halves of the batch."""
+        out: dict[int, Array] = {}
+        for control in self.controls:
+            counts = (control.first <= step) & (step < control.stop)
+            weight = jnp.where(counts, control.strength, 0)[:, None, None, None]
+            for slot, values in control.maps.items():
+                added = weight.astype(values.dtype) * values
+                out[slot] = out[slot] + added if slot in out else added
+        return {slot: jnp.concatenate([values] * copies) for slot, values in out.items()}
+
+    def before(self, table: Table) -> Callable[[Array, Array], Array] | None:
+        """What takes the place of x in a step, for `run_steps`."""
+        known = self.known
+        if known is None:
+            return None
+        a, b = jnp.asarray(table.a), jnp.asarray(table.b)
+        return lambda x, i: known.kept(x, a[i], b[i])
+
+
+NOT_STEERED = Steering()
 
 
 class StageCModel(NamedTuple):
@@ -114,11 +171,12 @@ def lr_steps(
     start: Int[Array, ""] | int,
     stop: Int[Array, ""] | int,
     fresh: Fresh,
+    steering: Steering = NOT_STEERED,
 ) -> tuple[Float[Array, "b h w c"], Features]:
     """Steps of the LR pass; `features` become those of the conditional half at step `capture`."""
 
     def denoise(x: Array, r: Array, i: Array, kept: Features) -> tuple[Array, Features]:
-        out = model.denoise(x, r, conditioning)
+        out = model.denoise(x, r, conditioning, controls=steering.maps(i, copies=2))
 
         def captured() -> Features:
             return {place: out.features[place][: x.shape[0] // 2].astype(kept[place].dtype) for place in kept}
@@ -126,7 +184,7 @@ def lr_steps(
         # A branch, since on a mesh half of a batch lies on half of the devices: other steps move nothing.
         return out.epsilon, jax.lax.cond(i == capture, captured, lambda: kept)
 
-    return run_steps(denoise, x, features, table, start, stop, fresh)
+    return run_steps(denoise, x, features, table, start, stop, fresh, before=steering.before(table))
 
 
 def hr_steps(
@@ -139,6 +197,7 @@ def hr_steps(
     start: Int[Array, ""] | int,
     stop: Int[Array, ""] | int,
     fresh: Fresh,
+    steering: Steering = NOT_STEERED,
     *,
     unconditional: bool = True,
 ) -> Float[Array, "b H W c"]:
@@ -153,10 +212,12 @@ def hr_steps(
         prepared = {place: jnp.concatenate([g, g]) for place, g in prepared.items()}
 
     def denoise(x: Array, r: Array, i: Array, carry: tuple[()]) -> tuple[Array, tuple[()]]:
-        del i
-        return model.denoise(x, r, conditioning, prepared, scale).epsilon, carry
+        controls = steering.maps(i, copies=2 if unconditional else 1)
+        return model.denoise(x, r, conditioning, prepared, scale, controls=controls).epsilon, carry
 
-    return run_steps(denoise, x, (), table, start, stop, fresh, unconditional=unconditional)[0]
+    return run_steps(
+        denoise, x, (), table, start, stop, fresh, unconditional=unconditional, before=steering.before(table)
+    )[0]
 
 
 def synchronized_steps(
@@ -170,19 +231,22 @@ def synchronized_steps(
     stop: Int[Array, ""] | int,
     fresh_lr: Fresh,
     fresh_hr: Fresh,
+    steering_lr: Steering = NOT_STEERED,
+    steering_hr: Steering = NOT_STEERED,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b H W c"]]:
     """Both passes side by side, each HR step guided by the LR step of the same t (paper table 2)."""
     size = (x_hr.shape[1], x_hr.shape[2])
 
     def denoise(x: Array, r: Array, i: Array, x_lr: Array) -> tuple[Array, Array]:
         kept = empty_features(model, x_lr)
-        x_lr, features = lr_steps(model, x_lr, kept, conditioning, table, i, i, i + 1, fresh_lr)
+        x_lr, features = lr_steps(model, x_lr, kept, conditioning, table, i, i, i + 1, fresh_lr, steering_lr)
         prepared = model.prepare(features, size)
         both = {place: jnp.concatenate([g, g]) for place, g in prepared.items()}
-        return model.denoise(x, r, conditioning, both, scale).epsilon, x_lr
+        controls = steering_hr.maps(i, copies=2)
+        return model.denoise(x, r, conditioning, both, scale, controls=controls).epsilon, x_lr
 
-    table_hr = table._replace(cfg=table.cfg_hr)
-    x_hr, x_lr = run_steps(denoise, x_hr, x_lr, table_hr, start, stop, fresh_hr)
+    table_hr, before = table._replace(cfg=table.cfg_hr), steering_hr.before(table)
+    x_hr, x_lr = run_steps(denoise, x_hr, x_lr, table_hr, start, stop, fresh_hr, before=before)
     return x_lr, x_hr
 
 

@@ -252,17 +252,32 @@ class Level(nn.Module):
         return nn.remat(lambda layer, *args: layer(*args))(layer, *args)
 
     def _run_rest(
-        self, x: Array, time: TimeEmbedding, kv: Sequence[KeysValues], keys: Key[Array, " b"] | None
+        self,
+        x: Array,
+        time: TimeEmbedding,
+        kv: Sequence[KeysValues],
+        keys: Key[Array, " b"] | None,
+        controls: Mapping[int, Array],
     ) -> Array:
-        """All blocks but the first, in one scan that keeps only what goes from block to block."""
+        """All blocks but the first, in one scan that keeps only what goes from block to block.
+
+        `controls` are maps of one size, by block: each begins with its ResBlock.
+        """
         block = self._block
         firsts = jnp.arange(1, self.blocks) * len(self.config.layers)
+        slots = sorted(set(controls) - {0})
+        which = jnp.array([slots.index(b) if b in slots else -1 for b in range(1, self.blocks)])
+        maps = jnp.stack([controls[b] for b in slots]) if slots else None
 
-        def body(x: Array, inputs: tuple[Any, Any, Any]) -> tuple[Array, None]:
-            variables, kv, first = inputs
+        def body(x: Array, inputs: tuple[Any, Any, Any, Array]) -> tuple[Array, None]:
+            variables, kv, first, slot = inputs
+            if maps is not None:
+                x = jax.lax.cond(
+                    slot < 0, lambda x, _: x, lambda x, maps: add_control(x, maps[slot]), x, maps
+                )
             return block.apply(variables, x, time, kv, keys, first), None  # pyright: ignore
 
-        return jax.lax.scan(jax.checkpoint(body), x, (self._rest, list(kv), firsts))[0]
+        return jax.lax.scan(jax.checkpoint(body), x, (self._rest, list(kv), firsts, which))[0]
 
     def __call__(
         self,
@@ -298,7 +313,7 @@ class Level(nn.Module):
             for n, layer in enumerate(self.layer):
                 if isinstance(layer, ResBlock):
                     if controls and res in controls and repeat == 0:
-                        x = x + resize_bilinear(controls[res], (x.shape[1], x.shape[2])).astype(x.dtype)
+                        x = add_control(x, controls[res])
                     joins = res == 0 and skip is not None
                     if joins and skip is not None and x.shape[1:3] != skip.shape[1:3]:
                         x = resize_bilinear(x, (skip.shape[1], skip.shape[2]))
@@ -314,10 +329,15 @@ class Level(nn.Module):
                     attn += 1
                 x = constrain(x, "batch", "height", "width", "channel")
             if self.scanned and self.blocks > 1:
-                x = self._run_rest(x, time, kv[attn:], keys)
+                x = self._run_rest(x, time, kv[attn:], keys, controls if controls and repeat == 0 else {})
             if repeat + 1 < self.repeats:
                 x = self.repeat_mapper[repeat](x)
         return x, feature
+
+
+def add_control(x: Float[Array, "b h w c"], control: Float[Array, "b h2 w2 c"]) -> Float[Array, "b h w c"]:
+    """A ControlNet's map added to `x`, whose size it takes."""
+    return x + resize_bilinear(control, (x.shape[1], x.shape[2])).astype(x.dtype)
 
 
 def build_levels(

@@ -62,6 +62,11 @@ def kind_of(component: str) -> str | None:
     return kind if kind in CONFIGS else None
 
 
+def entry_name(component: str, config: Any) -> str:
+    """Name of a network in a checkpoint directory: a ControlNet's has its kind, as there may be several."""
+    return f"{component}_{config.kind}" if component == "controlnet" else component
+
+
 def key_for(seed: int, *purpose: str) -> jax.Array:
     """A random key of a run's `seed`, another for each purpose."""
     return jax.random.fold_in(random_keys.of_seed(seed), zlib.crc32("/".join(purpose).encode()))

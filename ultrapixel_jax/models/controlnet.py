@@ -5,6 +5,9 @@ Stage C resizes each map to the size of the slot's ResBlock and adds it, times a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -16,6 +19,26 @@ from ultrapixel_jax.models.layers import Dtype, LayerNorm, Linear, gelu
 
 LEAK = 0.2
 """Slope of the leaky ReLUs for negative values."""
+
+
+def with_backbone(variables: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables of a ControlNet with the weights and statistics of another network's backbone.
+
+    Its first convolution sees RGB. A control of one channel gets the weights of red; one of more than three
+    zeros for those beyond.
+    """
+    params = source["params"]["backbone"]
+    stem = params["stem"]
+    kernel = stem["conv"]["kernel"]
+    wanted = variables["params"]["backbone"]["stem"]["conv"]["kernel"].shape[2]
+    more = max(wanted - kernel.shape[2], 0)
+    kernel = jnp.pad(kernel[:, :, :wanted], ((0, 0), (0, 0), (0, more), (0, 0)))
+    params = {**params, "stem": {**stem, "conv": {**stem["conv"], "kernel": kernel}}}
+    return {
+        **variables,
+        "params": {**variables["params"], "backbone": params},
+        "batch_stats": {**variables["batch_stats"], "backbone": source["batch_stats"]["backbone"]},
+    }
 
 
 class ControlNet(nn.Module):
@@ -63,7 +86,10 @@ class Projection(nn.Module):
         """Map the backbone's features to stage C's width."""
         x = Linear(self.inner, use_bias=False, name="linear_0", param_dtype=self.param_dtype)(x)
         x = nn.leaky_relu(x, LEAK)
-        return Linear(self.features, use_bias=False, name="linear_2", param_dtype=self.param_dtype)(x)
+        zeros = nn.initializers.zeros  # so that training starts from the network without a control
+        return Linear(
+            self.features, use_bias=False, kernel_init=zeros, name="linear_2", param_dtype=self.param_dtype
+        )(x)
 
 
 class Bottleneck(nn.Module):

@@ -1,7 +1,7 @@
 """EfficientNetV2's `features`, the backbone of the EffNet encoder and of two ControlNets.
 
 As in torchvision (§9): batch norm with eps 1e-3, SiLU, squeeze-excitation with a
-quarter of the block's *input* channels. Stochastic depth is left out: the backbone is never trained here.
+quarter of the block's *input* channels. Stochastic depth is left out, also where the backbone is trained.
 """
 
 from __future__ import annotations

@@ -66,11 +66,12 @@ class StageC(nn.Module):
         self,
         clip_text: Float[Array, "b t e"],
         clip_text_pooled: Float[Array, "b p"],
-        clip_img: Float[Array, "b i"],
+        clip_img: Float[Array, "b *n i"],
     ) -> Conditioning:
-        """Text states, pooled text and image vector to keys and values for every attention block.
+        """Text states, pooled text and image vectors to keys and values for every attention block.
 
-        None of it depends on the noise level, so that sampling does this once per prompt.
+        There may be several image vectors of each. None of it depends on the noise level, so that sampling
+        does this once per prompt.
         """
         c = self.config
         b = clip_text.shape[0]
@@ -78,7 +79,7 @@ class StageC(nn.Module):
             [
                 self.clip_txt_mapper(clip_text),
                 self.clip_txt_pooled_mapper(clip_text_pooled).reshape(b, c.clip_tokens, c.c_cond),
-                self.clip_img_mapper(clip_img).reshape(b, c.clip_tokens, c.c_cond),
+                self.clip_img_mapper(clip_img).reshape(b, -1, c.c_cond),
             ],
             axis=1,
         )

@@ -10,7 +10,18 @@ from typing import Any, TypedDict
 from ultrapixel_jax.config import SamplerName, ScheduleName
 from ultrapixel_jax.errors import UserError, unknown_key
 from ultrapixel_jax.sampling import given
-from ultrapixel_jax.sampling.conditions import Conditions, Lora, Token
+from ultrapixel_jax.sampling.conditions import (
+    FEATHER,
+    UPSCALE,
+    Conditions,
+    Control,
+    ImagePrompt,
+    Inpaint,
+    Lora,
+    Start,
+    Token,
+    begun,
+)
 from ultrapixel_jax.sampling.requests import Entry, check_prompt
 
 FilePath = str | os.PathLike[str]
@@ -40,8 +51,28 @@ class Sampling(TypedDict, total=False):
 
 
 class Steering(TypedDict, total=False):
-    """What steers pictures beside their prompts; the same for all prompts."""
+    """What steers pictures beside their prompts, all of them alike.
 
+    A picture is a path, an image of PIL's, or an array (height, width, 3) of bytes or of numbers in [0, 1].
+    """
+
+    control: Control | Sequence[Control]
+    """What ControlNets follow: `Canny`, `Inpainting`, `SuperResolution`; several add up."""
+    image_prompt: Any
+    """A picture in the place of words or beside them, or a list of them; each may have its weight: (picture,
+    weight)."""
+    image: Any
+    """A picture to start from, or with `mask` to paint into."""
+    strength: float
+    """How far from it: 1 is from noise."""
+    strength_hr: float
+    """That of the HR pass; `strength` where it is left out."""
+    mask: Any
+    """Of `image`, white where it is painted anew."""
+    feather: int
+    """Pixels around the mask over which the picture comes back."""
+    upscale: Any
+    """A picture to draw larger."""
     lora: FilePath | Sequence[FilePath | tuple[FilePath, float]]
     """A LoRA, or several that add up, each with its scale."""
     token: Mapping[str, str]
@@ -119,10 +150,45 @@ def conditions(steering: Mapping[str, Any]) -> Conditions:
     Raises:
         UserError: of another kind or out of range, or a file that cannot be used.
     """
+    controls = steering.get("control", ())
+    start, inpaint = _start(steering)
     return Conditions(
+        controls=(controls,) if isinstance(controls, Control) else tuple(controls),
+        image_prompts=tuple(_image_prompt(one) for one in _several(steering.get("image_prompt", ()))),
+        start=start,
+        inpaint=inpaint,
         loras=tuple(_lora(one) for one in _several(steering.get("lora", ()))),
         tokens=tuple(Token(name, pattern or "") for name, pattern in dict(steering.get("token", {})).items()),
     )
+
+
+def _start(steering: Mapping[str, Any]) -> tuple[Start | None, Inpaint | None]:
+    """What is started from, and what is painted into."""
+    if "image" not in steering and "mask" in steering:
+        raise UserError("mask needs the image that it is of; give image too")
+    if "image" in steering and "upscale" in steering:
+        raise UserError("image and upscale do not go together; give one picture to draw from")
+    strengths: dict[str, Any] = {
+        name: checked_number(name, steering[name])
+        for name in ("strength", "strength_hr")
+        if steering.get(name) is not None
+    }
+    if "upscale" in steering:
+        return begun(given.picture(steering["upscale"]), **strengths, default=UPSCALE), None
+    if "image" not in steering:
+        return None, None
+    image = given.picture(steering["image"])
+    if steering.get("mask") is None:
+        return begun(image, **strengths), None
+    inpaint = Inpaint(
+        image, given.picture(steering["mask"]), checked_number("feather", steering.get("feather", FEATHER))
+    )
+    return begun(image, **strengths, default=(1.0, 1.0)), inpaint
+
+
+def _image_prompt(value: Any) -> ImagePrompt:
+    image, weight = value if isinstance(value, tuple) else (value, 1.0)
+    return ImagePrompt(given.picture(image), checked_number("weight of an image prompt", weight))
 
 
 def _lora(value: Any) -> Lora:
@@ -145,7 +211,7 @@ def checked_number(name: str, value: Any) -> Any:
     base = name.removesuffix("_b")
     if base in ("sampler", "schedule") or value is None:
         return value
-    whole = base in ("steps", "seed", "height", "width", "num_images", "batch_size")
+    whole = base in ("steps", "seed", "height", "width", "num_images", "batch_size", "feather")
     try:
         return operator.index(value) if whole else float(value)
     except (TypeError, ValueError) as error:

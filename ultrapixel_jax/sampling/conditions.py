@@ -29,6 +29,10 @@ MAX_STRENGTH = 10.0
 """Of a control, or weight of an image prompt, beyond which nothing sensible comes out."""
 RATIO = 1.03
 """How much a picture's aspect ratio may be off the one that is drawn: sizes are rounded to latents."""
+STRENGTH = 0.6
+"""Of image to image, in both passes."""
+UPSCALE = (0.3, 0.5)
+"""Strengths of the LR and of the HR pass where a picture is drawn larger."""
 FEATHER = 16
 """Pixels around what is painted over which the untouched ones come back."""
 
@@ -83,6 +87,21 @@ class Control:
             _check_mask(self.image, self.mask)
 
 
+def Canny(image: Any, **values: Any) -> Control:  # noqa: N802, it reads as a kind of Control
+    """A `Control` by the edges of a picture (path, image of PIL's, array); `values` are its fields."""
+    return Control("canny", given.picture(image), **values)
+
+
+def Inpainting(image: Any, mask: Any, **values: Any) -> Control:  # noqa: N802
+    """A `Control` by what surrounds the white of `mask`."""
+    return Control("inpainting", given.picture(image), given.picture(mask), **values)
+
+
+def SuperResolution(image: Any, **values: Any) -> Control:  # noqa: N802
+    """A `Control` by a small picture."""
+    return Control("super_resolution", given.picture(image), **values)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImagePrompt:
     """A picture in the place of words, or beside them."""
@@ -109,6 +128,22 @@ class Start:
         for value in (self.strength, self.strength_hr):
             if not (math.isfinite(value) and 0 < value <= 1):
                 raise UserError(f"strength {value:g} must be above 0 and at most 1, which is noise alone")
+
+
+def begun(
+    image: GivenPicture,
+    strength: float | None = None,
+    strength_hr: float | None = None,
+    default: tuple[float, float] = (STRENGTH, STRENGTH),
+) -> Start | None:
+    """The start from `image`; None where it is noise in both passes.
+
+    A strength that is None is the default; that of the HR pass is the LR pass's where only that one is given.
+    """
+    if strength is not None:
+        default = (strength, strength)
+    own = Start(image, default[0], default[1] if strength_hr is None else strength_hr)
+    return own if min(own.strength, own.strength_hr) < 1 else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from ultrapixel_jax.sampling.condition_keys import KEYS
+from ultrapixel_jax.sampling.conditions import Conditions
 from ultrapixel_jax.sampling.requests import SETTINGS, SETTINGS_B, Entry, Request
 
 
@@ -33,6 +34,10 @@ class Situation:
     """Whether weights come from a training run."""
 
 
+PICTURES = {"image", "upscale", "inpaint"}
+"""What a picture may be drawn from."""
+
+
 class Rule(NamedTuple):
     """Names that have no effect where a condition holds, and why."""
 
@@ -52,6 +57,16 @@ def _plain_b(s: Situation) -> bool:
     return bool(s.requests) and all(r.stage_b.cfg == 1 for r in s.requests)
 
 
+def _without(has: Callable[[Conditions], object]) -> Callable[[Situation], bool]:
+    """Whether no picture is steered by what `has` finds."""
+    return lambda s: bool(s.requests) and not any(has(r.conditions) for r in s.requests)
+
+
+def _from_noise(s: Situation) -> bool:
+    """Whether no picture starts from one, though one may be named."""
+    return _without(lambda c: c.start)(s)
+
+
 RULES = (
     Rule({"tile", "decode_memory", *SETTINGS_B}, lambda s: s.preview, "the previewer draws"),
     Rule(
@@ -66,11 +81,24 @@ RULES = (
         "it counts through classifier-free guidance, whose weights are 1",
     ),
     Rule(
-        {"output", "save_latents", "seed", "num_images", "negative_prompt", *SETTINGS, *SETTINGS_B}
+        {"control_strength", "control_from", "control_until", "canny_thresholds", "strength", "strength_hr",
+         "feather", "output", "save_latents", "seed", "num_images", "negative_prompt", *SETTINGS, *SETTINGS_B}
         - {"cfg", "cfg_hr"},
         lambda s: s.compile_only,
         "nothing is drawn",
     ),
+    Rule({"control_strength", "control_from", "control_until", "control_pass", "controlnet"},
+         _without(lambda c: c.controls), "there is no control"),
+    Rule({"control_pass"}, lambda s: not s.guided, "the model has no guidance, and so one pass"),
+    Rule({"canny_thresholds"},
+         _without(lambda c: any(x.kind == "canny" and not x.ready for x in c.controls)),
+         "no edges are looked for"),
+    Rule({"image", "upscale"}, lambda s: _from_noise(s) and _without(lambda c: c.inpaint)(s),
+         "a strength of 1 starts from noise"),
+    Rule({"strength", "strength_hr"}, lambda s: _from_noise(s) and not PICTURES & asked(s),
+         "there is no picture to start from"),
+    Rule({"strength_hr"}, lambda s: not s.guided, "the model has no guidance, and so one pass"),
+    Rule({"feather"}, _without(lambda c: c.inpaint), "nothing is painted into a picture"),
     Rule({"compile_only"}, lambda s: not s.cached, "no cache keeps what is compiled"),
     Rule({"comments"}, lambda s: not s.listed, "there is no list of prompts"),
     Rule({"patience"}, lambda s: not s.together, "no other process is waited for"),
@@ -95,13 +123,18 @@ def without_effect(situation: Situation) -> list[str]:
         names = ("height",) if name == "size" else (name,)
         if situation.entries and all(_says(entry, n) for entry in situation.entries for n in names):
             tell(name, "each picture of the list says its own")
-    asked = {*situation.given, *(name for entry in situation.entries for name in entry.settings)}
-    asked |= {name for entry in situation.entries for name in _steered(entry)}
-    asked |= {name for name in OF_ENTRIES if any(_says(entry, name) for entry in situation.entries)}
+    names = asked(situation)
     for rule in RULES:
-        for name in sorted(rule.names & asked) if rule.holds(situation) else ():
+        for name in sorted(rule.names & names) if rule.holds(situation) else ():
             tell(name, rule.why)
     return [f"{', '.join(sorted(names))} without effect: {why}" for why, names in lines.items()]
+
+
+def asked(situation: Situation) -> set[str]:
+    """All that somebody said, for all pictures or for one."""
+    names = {*situation.given, *(name for entry in situation.entries for name in entry.settings)}
+    names |= {name for entry in situation.entries for name in _steered(entry)}
+    return names | {name for name in OF_ENTRIES if any(_says(entry, name) for entry in situation.entries)}
 
 
 def _steered(entry: Entry) -> Mapping[str, object]:

@@ -21,7 +21,7 @@ from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
-     "no_cache", "no_ema", "quiet", "distributed", "coordinator", "patience"]
+     "no_cache", "no_ema", "controlnet", "quiet", "distributed", "coordinator", "patience"]
 )  # fmt: skip
 """What may be given beside ``--reproduce``; the rest is the picture's."""
 
@@ -68,6 +68,8 @@ class Options:
     """Seconds to wait for the other processes."""
     distributed: bool
     """Whether processes share the mesh; without, they share the list alone."""
+    controlnets: tuple[AnyPath, ...]
+    """Checkpoints and runs whose ControlNets count before the model's own."""
     cache_dir: Path | None
     """Compilation cache; None with `no_cache` false is the user's cache directory."""
     no_cache: bool
@@ -105,8 +107,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         comments=values.comments,
         settings=settings,
         conditions={
-            name: tuple(value) if key.several else value
-            for name, key in KEYS.items()
+            name: tuple(value) if isinstance(value, list) else value
+            for name in KEYS
             if (value := getattr(values, name)) is not None
         },
         checkpoint=existing_checkpoint(values.checkpoint),
@@ -126,6 +128,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         coordinator=values.coordinator or "",
         patience=_or(values.patience, 300),
         distributed=values.distributed or bool(values.coordinator),
+        controlnets=tuple(filter(None, map(existing_checkpoint, values.controlnet or ()))),
         cache_dir=values.cache_dir,
         no_cache=values.no_cache,
         ema=not values.no_ema,
@@ -186,13 +189,15 @@ def _parser() -> Parser:
                 p.option(option, SETTINGS[name], text, shown=shown, **more)
     p.section("what steers it beside the prompt (docs/control.md)")
     for name, key in KEYS.items():
-        often = {"action": "append"} if key.several else {}
-        p.option(
-            f"--{name.replace('_', '-')}", Reader(key.read, key.metavar), key.help, shown=key.shown, **often
-        )
+        reader, more = Reader(key.read, key.metavar), {"action": "append"} if key.several else {}
+        if name == "inpaint":
+            reader, more = Reader(KEYS["image"].read, "FILE"), {"nargs": 2, "metavar": ("IMAGE", "MASK")}
+        p.option(f"--{name.replace('_', '-')}", reader, key.help, shown=key.shown, **more)
     p.section("model")
     p.option("--checkpoint", place, "a checkpoint that `python -m convert` wrote", metavar="DIR")
     p.option("--config", Path, "a Python file with `config = CascadeConfig(...)`", metavar="FILE")
+    p.option("--controlnet", place, "a checkpoint or run whose ControlNet is taken; may be repeated",
+             action="append", metavar="DIR")  # fmt: skip
     p.flag("--no-ema", "of a run, the trained weights and not their moving average")
     p.option("--dtype", DTYPE, "of computing", shown="bfloat16, but float32 for small models like the demo")
     p.section("output")

@@ -23,6 +23,8 @@ class Picture(Image.Image):
     """How it was made, from `pictures.describe`; what ``sample.py --reproduce`` reads."""
     latents: dict[str, Float[np.ndarray, "h w c"]]
     """`stage_c_low`, `stage_c` and `stage_b`, where they were asked for."""
+    controls: dict[str, Image.Image]
+    """What each ControlNet was shown, by its kind, such as the map of edges."""
 
     @classmethod
     def of(
@@ -30,12 +32,14 @@ class Picture(Image.Image):
         image: UInt8[np.ndarray, "h w 3"],
         metadata: Mapping[str, Any],
         latents: Mapping[str, np.ndarray] | None = None,
+        controls: Mapping[str, np.ndarray] | None = None,
     ) -> Picture:
         """The picture of these pixels."""
         picture = Image.fromarray(image)
         picture.__class__ = cls  # PIL has no constructor for subclasses
         assert isinstance(picture, cls)
         picture.metadata, picture.latents = dict(metadata), dict(latents or {})
+        picture.controls = {name: Image.fromarray(_flat(image)) for name, image in (controls or {}).items()}
         picture.info |= texts(metadata)
         return picture
 
@@ -45,6 +49,11 @@ class Picture(Image.Image):
         for key, text in texts(self.metadata).items():
             info.add_itxt(key, text)
         super().save(fp, format, **{"pnginfo": info, "compress_level": COMPRESSION, **params})
+
+
+def _flat(image: np.ndarray) -> np.ndarray:
+    """Grey pictures without an axis of channels, as PIL has them."""
+    return image[..., 0] if image.shape[-1] == 1 else image
 
 
 def texts(metadata: Mapping[str, Any]) -> dict[str, str]:

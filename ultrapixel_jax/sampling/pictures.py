@@ -16,6 +16,7 @@ import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -266,6 +267,7 @@ def save(
     metadata: Mapping[str, Any],
     *,
     latents: Mapping[str, np.ndarray] | None = None,
+    controls: Mapping[str, Image.Image] = MappingProxyType({}),
     again: bool = False,
 ) -> Saved:
     """Write a picture as ``name.png``, or under the first free ``name-1.png``, ``name-2.png``, …
@@ -279,6 +281,7 @@ def save(
         image: RGB.
         metadata: from `describe`; stored in the file.
         latents: arrays for a ``.safetensors`` file of the same name.
+        controls: pictures for files beside it, such as ``name.canny.png``.
         again: write even where the same picture lies already.
 
     Raises:
@@ -291,6 +294,10 @@ def save(
                 _write_latents(tensors, latents)
             for path in _numbered(directory, name):
                 if not _is_taken(path) and _publish_both(png, tensors if latents is not None else None, path):
+                    for kind, shown in controls.items():
+                        with _temporary(directory) as beside:
+                            shown.save(beside, "PNG")
+                            beside.replace(path.with_suffix(f".{kind}.png"))
                     return Saved(path, new=True)
                 if not again and _is_done(path, metadata, latents is not None):
                     return Saved(path, new=False)
@@ -306,8 +313,9 @@ def save(
 def save_picture(directory: Path, name: str, picture: Picture, *, again: bool = False) -> Saved:
     """`save` a picture with its metadata and the latents that it has."""
     return save(
-        directory, name, np.asarray(picture), picture.metadata, latents=picture.latents or None, again=again
-    )
+        directory, name, np.asarray(picture), picture.metadata, latents=picture.latents or None,
+        controls=picture.controls, again=again,
+    )  # fmt: skip
 
 
 def load_pixels(path: Path) -> UInt8[np.ndarray, "h w 3"]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from ultrapixel_jax.checkpoints.on_demand import OnDemand
 from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
 from ultrapixel_jax.checkpoints.weights import Weights, load_weights
 from ultrapixel_jax.compilation.executables import Executables
@@ -22,6 +23,8 @@ from ultrapixel_jax.diffusion.two_branch import Prompts
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.report import Report
+from ultrapixel_jax.sampling import canvas
+from ultrapixel_jax.sampling.conditioner import Conditioner, Pass
 from ultrapixel_jax.sampling.pictures import config_identity
 from ultrapixel_jax.sampling.requests import DECODE_BYTES, Request
 from ultrapixel_jax.sampling.stages.base import Estimate, Setup, Stage, Watch
@@ -44,6 +47,8 @@ class Result:
     """RGB."""
     latents: dict[str, np.ndarray]
     """`stage_c_low`, `stage_c` and, unless previewed, `stage_b`; float32, channels last."""
+    controls: dict[str, UInt8[np.ndarray, "h2 w2 c"]] = dataclasses.field(default_factory=dict)
+    """What each ControlNet was shown, by its kind."""
 
 
 class Cascade:
@@ -58,6 +63,7 @@ class Cascade:
         dtype: str | None = None,
         report: Report,
         executables: Path | None = None,
+        on_demand: OnDemand | None = None,
     ) -> None:
         dtype = dtype or weights.dtype
         self.config: CascadeConfig = weights.config
@@ -77,6 +83,8 @@ class Cascade:
         self.stage_b = StageBSampler(setup, config, variables)
         self.stage_a = TiledDecoder(setup, config, variables)
         self.previewer = PreviewDecoder(setup, config, variables)
+        on_demand = on_demand or OnDemand(None, config, dtype=dtype, mesh=mesh)
+        self.conditioner = Conditioner(setup, config, variables, on_demand)
 
     @classmethod
     def load(
@@ -89,6 +97,7 @@ class Cascade:
         preview: bool = False,
         ema: bool = True,
         executables: Path | None = None,
+        controlnets: Sequence[AnyPath] = (),
     ) -> Cascade:
         """Restore what sampling needs from `checkpoint`, straight onto the devices.
 
@@ -102,6 +111,7 @@ class Cascade:
             ema: of a training run, the moving average of its parameters.
             executables: directory of compiled programs, read and written, so that a later process
                 compiles and traces nothing; None keeps none.
+            controlnets: further checkpoints and runs, whose ControlNets count before the checkpoint's.
 
         Raises:
             UserError: not a checkpoint, a component that is missing or does not fit.
@@ -110,17 +120,25 @@ class Cascade:
         with report.stage("load"), _on(mesh):
             weights = load_weights(checkpoint, config, dtype=dtype, mesh=mesh, preview=preview, ema=ema)
             tokenizer = Tokenizer(weights.tokenizer, weights.config.clip_text.positions)
-        return cls(weights, tokenizer, mesh=mesh, report=report, executables=executables)
+            beside = OnDemand(
+                checkpoint, config, controlnets=controlnets, dtype=weights.dtype, mesh=mesh, ema=ema
+            )
+        return cls(weights, tokenizer, mesh=mesh, report=report, executables=executables, on_demand=beside)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """All stages, in the order a picture runs through them."""
-        return self.text, self.stage_c, self.stage_b, self.stage_a, self.previewer
+        return self.text, *self.conditioner.stages, self.stage_c, self.stage_b, self.stage_a, self.previewer
 
     @property
     def compilations(self) -> int:
         """How many programs were compiled, or read from disk."""
         return sum(stage.compilations for stage in self.stages)
+
+    @property
+    def controlnets(self) -> dict[str, str]:
+        """The kinds of ControlNet that it can draw with, and where each lies."""
+        return self.conditioner.on_demand.controlnets
 
     @property
     def lr_side(self) -> int:
@@ -149,14 +167,15 @@ class Cascade:
             stage.variables.clear()
 
     def compile(self, request: Request, *, batch_size: int) -> None:
-        """Compile every program that pictures of the size and settings of `request` need.
+        """Compile every program that pictures of the size, settings and conditions of `request` need.
 
         By a step of each stage. Of the settings, only whether the weight of the HR pass is 1 counts.
         """
         one = DiffusionConfig(steps=1)
         stage_c = dataclasses.replace(one, cfg_hr=1.0) if request.stage_c.effective_cfg_hr == 1 else one
         height, width = self.bucket(request).pixels
-        padded = Request("", "", 0, height, width, stage_c=stage_c, stage_b=one)
+        own = request.conditions
+        padded = Request("", "", 0, height, width, stage_c=stage_c, stage_b=one, conditions=own)
         self.generate([padded], batch_size=batch_size)
 
     def generate(
@@ -187,6 +206,7 @@ class Cascade:
             raise ValueError(f"{len(requests)} requests for a batch of {batch_size}")
         if requests[0].conditions.loras or requests[0].conditions.tokens:
             raise UserError("LoRA files and new tokens cannot be drawn with yet")
+        self.conditioner.check(requests[0].conditions)
         tile = self._tile(batch_size, tile, decode_bytes)
         filled = [*requests, *[requests[-1]] * (batch_size - len(requests))]
         bucket = self.bucket(requests[0])
@@ -201,7 +221,11 @@ class Cascade:
                 made = {**c, "stage_b": stage_b}
         arrays = {name: fetch(x).astype(np.float32) for name, x in made.items() if x is not None}
         return [
-            Result(self._cropped(images[i], request), {name: x[i] for name, x in arrays.items()})
+            Result(
+                self._finished(images[i], request),
+                {name: x[i] for name, x in arrays.items()},
+                self.conditioner.shown(request, bucket),
+            )
             for i, request in enumerate(requests)
         ]
 
@@ -237,19 +261,21 @@ class Cascade:
             return fetch(self.previewer(filled))[:count]
 
     def _encode(self, requests: Sequence[Request]) -> Prompts:
-        """The text of `requests`."""
+        """The text of `requests`, and their image prompts."""
         with self.report.stage("clip"):
-            return self.text([r.prompt for r in requests], [r.negative_prompt for r in requests])
+            prompts = self.text([r.prompt for r in requests], [r.negative_prompt for r in requests])
+            return self.conditioner.with_images(prompts, requests)
 
     def _draw(
         self, requests: Sequence[Request], bucket: Bucket, prompts: Prompts, progress: Progress | None
     ) -> StageCLatents:
         """Stage C's latents."""
         settings, seeds = requests[0].stage_c, [r.seed for r in requests]
+        low, high = (self.conditioner.given(requests, bucket, which) for which in (Pass.LR, Pass.HR))
         with self.report.stage("C low"):
-            plan = self.stage_c.low(prompts, bucket, seeds, settings, _of("C low", progress))
+            plan = self.stage_c.low(prompts, bucket, seeds, settings, _of("C low", progress), low)
         with self.report.stage("C high"):
-            return self.stage_c.high(plan, bucket, seeds, settings, _of("C high", progress))
+            return self.stage_c.high(plan, bucket, seeds, settings, _of("C high", progress), high)
 
     def _decode(
         self,
@@ -282,9 +308,14 @@ class Cascade:
             return tile or 0
         return self.stage_a.tile(batch_size, decode_bytes)
 
-    def _cropped(self, image: UInt8[np.ndarray, "h w 3"], request: Request) -> UInt8[np.ndarray, "h2 w2 3"]:
-        """A bucket holds sizes that differ by less than 8 pixels; each gets its own crop."""
-        return image if self.preview else image[: request.height, : request.width]
+    def _finished(self, image: UInt8[np.ndarray, "h w 3"], request: Request) -> UInt8[np.ndarray, "h2 w2 3"]:
+        """A bucket holds sizes that differ by less than 8 pixels; each gets its own crop.
+
+        What was not painted over is as it was.
+        """
+        image = image if self.preview else image[: request.height, : request.width]
+        inpaint = request.conditions.inpaint
+        return image if inpaint is None else canvas.pasted(np.asarray(image), inpaint)
 
 
 def _stacked(latents: Sequence[Mapping[str, np.ndarray]] | None, batch_size: int) -> dict[str, Any]:

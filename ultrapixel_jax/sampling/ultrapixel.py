@@ -5,6 +5,7 @@ All that ``sample.py`` does goes through it: `requests`, then `draw`, which yiel
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -75,6 +76,7 @@ class UltraPixel:
         preview: bool = False,
         ema: bool = True,
         cache: Literal[True, False] | str | Path = True,
+        controlnets: Sequence[str | os.PathLike[str]] = (),
     ) -> UltraPixel:
         """Load a model onto the devices.
 
@@ -90,6 +92,7 @@ class UltraPixel:
             ema: of a training run, the moving average of its weights.
             cache: where compiled programs are kept: True is the user's cache directory (jax's own cache is
                 turned on there too), False keeps none.
+            controlnets: further checkpoints and runs, whose ControlNets count before the checkpoint's own.
 
         Raises:
             UserError: no such checkpoint, one that lacks a network, another variant than `config`, a mesh
@@ -107,7 +110,7 @@ class UltraPixel:
             devices = make_mesh(mesh) if isinstance(mesh, Mapping) else mesh
             cascade = Cascade.load(
                 directory, config=config, dtype=dtype, mesh=devices, preview=preview, ema=ema,
-                executables=compilation_cache.executables(kept),
+                executables=compilation_cache.executables(kept), controlnets=[place(d) for d in controlnets],
             )  # fmt: skip
         for line in cascade.unused:
             warnings.warn(line, NotUsed, stacklevel=2)
@@ -224,10 +227,11 @@ class UltraPixel:
             UserError: a value out of range, an unknown option, or a file that cannot be used.
         """
         stage_c, stage_b = self.settings(**sampling)
-        return make_requests(
+        made = make_requests(
             entries, height=height, width=width, stage_c=stage_c, stage_b=stage_b, seed=seed,
             negative_prompt=negative_prompt, num_images=num_images, conditions=conditions,
         )  # fmt: skip
+        return [self._with_networks(request) for request in made]
 
     def settings(self, **sampling: Unpack[Sampling]) -> tuple[DiffusionConfig, DiffusionConfig]:
         """Sampling of stages C and B: the model's own but for `sampling`."""
@@ -266,13 +270,22 @@ class UltraPixel:
                 )  # fmt: skip
             for n, (i, request, result) in enumerate(zip(at, batch.requests, results, strict=True)):
                 metadata = pictures.describe(request, run, _digest(start[n]) if start else None)
-                yield i, Picture.of(result.image, metadata, result.latents if return_latents else None)
+                yield (
+                    i,
+                    Picture.of(
+                        result.image, metadata, result.latents if return_latents else None, result.controls
+                    ),
+                )
 
     def compile(self, requests: Sequence[Request], *, batch_size: int = 1) -> int:
         """Compile what `requests` need, and return the number of their buckets."""
         batch_size = self.device_batch(batch_size)
         batches = plan(requests, batch_size, self.cascade.lr_side)
-        needed = {(b.bucket, b.requests[0].stage_c.effective_cfg_hr == 1): b.requests[0] for b in batches}
+        needed = {}
+        for batch in batches:
+            first = batch.requests[0]
+            plain_hr = first.stage_c.effective_cfg_hr == 1
+            needed[batch.bucket, plain_hr, first.conditions.group] = first
         for request in needed.values():
             self.cascade.compile(request, batch_size=batch_size)
         return len({batch.bucket for batch in batches})
@@ -299,7 +312,34 @@ class UltraPixel:
             decode_memory=decode_memory,
         )
 
+    def check_same_networks(self, request: Request) -> None:
+        """Refuse to draw a recorded picture with other ControlNets.
+
+        Raises:
+            UserError: they are others.
+        """
+        for was, now in zip(request.conditions.controls, self._with_networks(request).conditions.controls):
+            if was != now:
+                said = [
+                    f"ControlNet {c.network}" if c.network else "the checkpoint's own" for c in (was, now)
+                ]
+                raise UserError(
+                    f"the picture was made with {said[0]} for {was.kind}, and this is {said[1]}; give "
+                    "the same with --controlnet"
+                )
+
     # ------------------------------------------------------------------------ inside
+
+    def _with_networks(self, request: Request) -> Request:
+        """`request` with the identities of the ControlNets that are not of the model's own checkpoint."""
+        own = request.conditions
+        if not own.controls:
+            return request
+        beside = self.cascade.conditioner.on_demand
+        controls = tuple(
+            dataclasses.replace(c, network=beside.control_identity(c.kind)) for c in own.controls
+        )
+        return dataclasses.replace(request, conditions=dataclasses.replace(own, controls=controls))
 
     def _previewed(self, latent: Callable[[], Any]) -> UInt8[np.ndarray, "b h w 3"]:
         if not self.cascade.previewer.variables:

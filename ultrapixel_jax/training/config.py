@@ -60,6 +60,31 @@ class LoraTask:
 
 
 @dataclasses.dataclass(frozen=True)
+class ControlNetTask:
+    """A ControlNet (`model.controlnet`) on a frozen stage C, steered by its training pictures' own maps."""
+
+    diffusion: DiffusionTraining = DiffusionTraining(loss_weight="p2")
+    backbone: Literal["effnet_encoder", "nothing"] = "effnet_encoder"
+    """What the backbone of canny's and inpainting's begins as: that of the sources' EffNet encoder, its
+    first convolution's channels copied (one: red; more than three: zeros beyond), or random numbers."""
+    frozen_statistics: bool = True
+    """Batch norm of the backbone by the running statistics that it came with, as released; off, by those of
+    the batch, which are kept for sampling: for a backbone that begins as random numbers."""
+    offset_noise: float = 0.0
+    """Standard deviation of noise that a whole channel of a sample gets."""
+    frozen_dropout: bool = False
+    """Keep the frozen network's dropout on."""
+
+    def __post_init__(self) -> None:
+        if self.backbone not in ("effnet_encoder", "nothing"):
+            raise UserError(
+                f"task.backbone {self.backbone!r:.80} is not known; use effnet_encoder or nothing"
+            )
+        if not 0 <= self.offset_noise <= 10:
+            raise UserError(f"task.offset_noise {self.offset_noise} is outside 0 to 10")
+
+
+@dataclasses.dataclass(frozen=True)
 class StageCTask:
     """Stage C from latents and text."""
 
@@ -143,7 +168,9 @@ class PreviewerTask:
             raise UserError(f"task.outlier_limit {self.outlier_limit} must be positive")
 
 
-Task = GuidanceTask | LoraTask | StageCTask | StageBTask | StageATask | PreviewerTask | TextTask
+Task = (
+    GuidanceTask | LoraTask | ControlNetTask | StageCTask | StageBTask | StageATask | PreviewerTask | TextTask
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,8 +415,9 @@ class TrainConfig:
 
     @property
     def reading(self) -> DataConfig:
-        """How the data are read: `data`, with the size that the model decides."""
-        return dataclasses.replace(self.data, lr_latent=self.lr_latent)
+        """How the data are read: `data`, with what the model decides: a size, and control maps."""
+        control = self.model.controlnet.kind if isinstance(self.task, ControlNetTask) else ""
+        return dataclasses.replace(self.data, lr_latent=self.lr_latent, control=control)
 
 
 def config_to_json(config: TrainConfig) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
             if config.random_frozen:
                 sources.fill_with_random(config.model, config.seed)
             sources.require(task.frozen, f"training {', '.join(task.trained)}", WITHOUT)
-            started = task.trained if config.start_from_sources else ()
-            for name in (*task.frozen, *(name for name in started if name in sources.entries)):
+            started = states.started(task, sources)
+            for name in (*task.frozen, *(started.values())):
                 sources.check(name, getattr(config.model, name))
             inputs = Inputs(task, sources.tokenizer, mesh)
             if config.pictures.every:

@@ -7,7 +7,14 @@ from collections.abc import Collection
 
 from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.training.config import GuidanceTask, LoraTask, StageCTask, TextTask, TrainConfig
+from ultrapixel_jax.training.config import (
+    ControlNetTask,
+    GuidanceTask,
+    LoraTask,
+    StageCTask,
+    TextTask,
+    TrainConfig,
+)
 from ultrapixel_jax.training.tasks import make_task
 
 DRAWING = ("clip_text", "stage_c", "stage_b", "stage_a")
@@ -35,6 +42,10 @@ def to_sample(config: TrainConfig, networks: Collection[str]) -> str:
             f"to sample, join it with a checkpoint or run that has {', '.join(missing)}: "
             f"python -m convert OTHER {run} NEW; {draw.format('NEW')}"
         )
+    if isinstance(config.task, ControlNetTask):
+        kind = config.model.controlnet.kind
+        files = "IMAGE:MASK" if kind == "inpainting" else "IMAGE"
+        return f"sample from it: {draw.format(run)} --control {kind}:{files}"
     if not isinstance(config.task, GuidanceTask | LoraTask | StageCTask | TextTask):
         return f"pictures decoded by it: {draw.format(run)}"
     return f"sample from it: {draw.format(run)}"

@@ -43,6 +43,9 @@ class Inputs:
         names = ["latent"] if config.data.cached else ["image"]
         if "guidance" in networks:
             names += ["latent_lr"] if config.data.cached else ["image_lr"]
+        if "controlnet" in networks:
+            small = config.model.controlnet.kind == "super_resolution"
+            names += [name for name in ["image" if small else "control"] if name not in names]
         if config.data.cached and "stage_c" in networks:
             names += ["image_vector"]
             if "clip_text" not in networks:

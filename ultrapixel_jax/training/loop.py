@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,16 +30,18 @@ from ultrapixel_jax.training.tasks.base import WITHOUT
 from ultrapixel_jax.training.validation import Validation
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
     """Train as `config` says until it is done, or until SIGTERM; the run lies in `config.output`.
 
-    The same configuration continues a run that was stopped.
+    The same configuration continues a run that was stopped. The first process says `notes` on stderr.
 
     Raises:
         UserError: a value, a network, the data or the directory is not as `config` says.
     """
     # ── Machines ───────────────────────────────────────────────────────────────────────────────────────
     machines.join(config.machines)
+    if notes and jax.process_index() == 0:
+        print("\n".join(notes), file=sys.stderr)
     if compilation_cache.use() is None:
         print("warning: no compilation cache: the user's cache directory cannot be written", file=sys.stderr)
     mesh = machines.mesh_of(config.mesh)

@@ -79,6 +79,11 @@ def parse(argv: Sequence[str] | None = None) -> TrainConfig:
     return config
 
 
+def given(argv: Sequence[str]) -> list[str]:
+    """Names of the options in `argv`, without the leading hyphens."""
+    return [argument[2:].split("=")[0] for argument in argv[1:] if argument.startswith("--")]
+
+
 def _in_one_line(box: str, preset: TrainConfig, argv: Sequence[str]) -> str:
     """What a box of tyro's says first; for a field that there is not, the one that was meant."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in box.splitlines()]

@@ -66,6 +66,11 @@ def make_pictures(task: Task, sources: Sources, mesh: Mesh, place: Place) -> Pic
     kind = type(task.config.task)
     if kind is cfg.TextTask:
         raise UserError("pictures.every is set, but the text encoder alone draws nothing; leave it at 0")
+    if kind is cfg.ControlNetTask:
+        raise UserError(
+            "pictures.every is set, but a ControlNet's need a control image, which a run has none of; "
+            "leave it at 0, and draw with sample.py --control from its checkpoints"
+        )
     if kind is cfg.StageATask:
         return _stage_a(task, mesh, place)
     if kind is cfg.PreviewerTask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ from ultrapixel_jax.diffusion.loss import BUCKETS, AdaptiveState, adaptive_init
 from ultrapixel_jax.models import components
 from ultrapixel_jax.sharding import parameter_sharding
 from ultrapixel_jax.training.tasks.base import Task, Variables
+
+BORROWED = "task.backbone effnet_encoder"
+WITHOUT_BORROWED = {"effnet_encoder": "--task.backbone nothing"}
 
 
 class TrainState(NamedTuple):
@@ -42,14 +46,39 @@ class TrainState(NamedTuple):
 def given(task: Task, sources: Sources, mesh: Mesh) -> dict[str, Variables]:
     """Trained networks that start from the sources, where the configuration asks for that: float32, as the
     state has them, spread over `mesh`.
+
+    Raises:
+        UserError: no source has the network that one begins with.
     """
-    if not task.config.start_from_sources:
-        return {}
-    return {
-        name: _load(task, sources, mesh, name, jnp.float32)
-        for name in task.trained
-        if name in sources.entries
-    }
+    found = {}
+    for name, source in started(task, sources).items():
+        found[name] = _load(task, sources, mesh, source, jnp.float32)
+        if source != name:
+            begin = functools.partial(task.begin, name, initial_key(task, name))
+            shardings = variables_shardings(jax.eval_shape(begin, found[name]), mesh)
+            found[name] = jax.jit(begin, out_shardings=shardings)(found[name])
+    return found
+
+
+def started(task: Task, sources: Sources) -> dict[str, str]:
+    """Trained networks that start from a network of the sources, and its name.
+
+    Raises:
+        UserError: no source has the network that one begins with.
+    """
+    found = {}
+    for name in task.trained:
+        if task.config.start_from_sources and sources.has(name, getattr(task.config.model, name)):
+            found[name] = name
+        elif name in task.borrows:
+            found[name] = task.borrows[name]
+            sources.require([found[name]], BORROWED, WITHOUT_BORROWED)
+    return found
+
+
+def initial_key(task: Task, name: str) -> Array:
+    """Random key of a trained network's fresh weights."""
+    return components.key_for(task.config.seed, "initial", name)
 
 
 def frozen(task: Task, sources: Sources, mesh: Mesh) -> dict[str, Variables]:
@@ -98,9 +127,7 @@ def creator(
 
     def make(given: Mapping[str, Variables]) -> TrainState:
         variables = {
-            name: given[name]
-            if name in given
-            else task.initial(name, components.key_for(config.seed, "initial", name))
+            name: given[name] if name in given else task.initial(name, initial_key(task, name))
             for name in task.trained
         }
         buckets = task.diffusion.adaptive_buckets if task.diffusion else BUCKETS

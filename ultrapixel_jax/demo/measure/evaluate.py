@@ -332,6 +332,14 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
     }
 
 
+def _without_effect(options: argparse.Namespace, *, guided: bool) -> list[str]:
+    """What the command line says of sampling and no picture shows."""
+    from ultrapixel_jax.sampling import effects
+
+    given = [name for name in ("cfg_hr", "steps_b", "cfg_b") if getattr(options, name) is not None]
+    return effects.without_effect(effects.Situation(given, preview=options.preview, guided=guided))
+
+
 # ---------------------------------------------------------------------------- command line
 
 
@@ -390,6 +398,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> None:
         options = parser().read(argv)
         cascade, settings = _load(options)
+        for line in _without_effect(options, guided=cascade.config.guidance is not None):
+            print(f"note: {line}", file=sys.stderr)
         draw = drawing(
             cascade, stage_c=cascade.config.sampling_c, stage_b=cascade.config.sampling_b,
             lr_side=settings["lr_side"], batch_size=options.batch_size,

@@ -38,9 +38,11 @@ class LoopInputs(NamedTuple):
     """`sampler.Table`."""
 
     @classmethod
-    def of(cls, seeds: Sequence[int], stream: int, settings: DiffusionConfig) -> LoopInputs:
-        """Those of a pass with the noise of `stream`."""
-        return cls(image_keys(list(seeds), stream), make_table(settings))
+    def of(
+        cls, seeds: Sequence[int], stream: int, settings: DiffusionConfig, start: float = 1.0
+    ) -> LoopInputs:
+        """Those of a pass with the noise of `stream`, from t = `start` on."""
+        return cls(image_keys(list(seeds), stream), make_table(settings, start))
 
     def fresh(self, x: Float[Array, "b h w c"]) -> Callable[[Any], Any]:
         """The noise that step i adds to `x`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ultrapixel_jax.training import config as cfg
 from ultrapixel_jax.training.tasks.base import Task
+from ultrapixel_jax.training.tasks.controlnet import TrainControlNet
 from ultrapixel_jax.training.tasks.guidance import TrainGuidance
 from ultrapixel_jax.training.tasks.lora import TrainLora
 from ultrapixel_jax.training.tasks.previewer import TrainPreviewer
@@ -13,6 +14,7 @@ from ultrapixel_jax.training.tasks.stage_c import TrainStageC
 from ultrapixel_jax.training.tasks.text import TrainText
 
 TASKS: dict[type, type[Task]] = {
+    cfg.ControlNetTask: TrainControlNet,
     cfg.GuidanceTask: TrainGuidance,
     cfg.LoraTask: TrainLora,
     cfg.PreviewerTask: TrainPreviewer,

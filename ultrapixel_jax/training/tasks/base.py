@@ -67,6 +67,15 @@ class Task:
         raise NotImplementedError
 
     @property
+    def borrows(self) -> Mapping[str, str]:
+        """Trained networks that begin with weights of another network, and its name: `begin`."""
+        return {}
+
+    def begin(self, name: str, key: Array, source: Variables) -> dict[str, Any]:
+        """Fresh variables of a trained component that takes what fits of the network `borrows` names."""
+        raise NotImplementedError
+
+    @property
     def dtype(self) -> Any:
         """Of the computation."""
         return jnp.dtype(self.config.dtype)

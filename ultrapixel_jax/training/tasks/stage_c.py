@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from ultrapixel_jax import flops
 from ultrapixel_jax.diffusion import loss as objective
@@ -29,7 +30,7 @@ from ultrapixel_jax.training.tasks.base import (
 )
 from ultrapixel_jax.training.tasks.guidance import encoders
 
-T, NOISE = range(2)
+T, NOISE, OFFSET = range(3)
 """Streams of a sample's random numbers."""
 
 
@@ -89,17 +90,26 @@ def denoising_loss(
     networks: Mapping[str, Variables],
     batch: Batch,
     dropout: bool,
+    *,
+    controls: Mapping[int, Array] | None = None,
+    offset_noise: float = 0.0,
 ) -> Losses:
-    """The ε loss of stage C with variables `stage_c`; the encoders are among `networks`."""
+    """The ε loss of stage C with variables `stage_c`; the encoders are among `networks`.
+
+    `controls` are a ControlNet's maps by slot. `offset_noise` is the standard deviation of what is added to
+    the noise of a whole channel.
+    """
     dtype = jnp.dtype(config.dtype)
     model = StageC(config.model.stage_c, scanned=config.scanned)
     x0 = encode.latent(batch, "latent", networks, config.model, dtype)
     text = encode.text(batch, networks, config.model, dtype)
     logsnr = draw_logsnr(diffusion, keys_of(batch, T))
     epsilon = normal(keys_of(batch, NOISE), x0.shape[1:])
+    if offset_noise:
+        epsilon += offset_noise * normal(keys_of(batch, OFFSET), (1, 1, x0.shape[-1]))
     x = objective.diffuse(x0, epsilon, logsnr).astype(dtype)
     r = schedule.noise_level(logsnr, jnp)
     conditioning = model.apply(stage_c, *text, method="condition")
     keys = dropout_keys(batch, dropping=dropout)
-    predicted: Any = model.apply(stage_c, x, r, conditioning, dropout_keys=keys)
+    predicted: Any = model.apply(stage_c, x, r, conditioning, controls=controls, dropout_keys=keys)
     return Losses(objective.epsilon_loss(predicted.epsilon, epsilon), logsnr)
