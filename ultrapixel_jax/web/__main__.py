@@ -52,7 +52,7 @@ def run(options: Options) -> None:
         warnings.simplefilter("ignore", NotUsed)
         model = UltraPixel.load(
             options.checkpoint, config=config, dtype=options.dtype, mesh=options.mesh,
-            preview=options.preview, ema=options.ema, cache=cache or False,
+            preview=options.preview, ema=options.ema, cache=cache or False, controlnets=options.controlnets,
         )  # fmt: skip
 
     # ── Serve ──────────────────────────────────────────────────────────────────────────────────────────
