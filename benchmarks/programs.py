@@ -83,9 +83,12 @@ def training(config: TrainConfig, hr: HW, lr: HW, batch: int, mesh: Mesh, accumu
         "latent": ((batch, *hr, c.c_latent), jnp.bfloat16),
         "image_vector": ((batch, c.c_clip_img), jnp.bfloat16),
     }
-    if "guidance" in task.trained:
+    networks = (*task.trained, *task.frozen)
+    if "guidance" in networks:
         shapes["latent_lr"] = ((batch, *lr, c.c_latent), jnp.bfloat16)
-    if "clip_text" in task.trained:
+    if "clip_text" in networks:
+        if "lora" in networks:  # new words, each of which starts from the embedding of one token
+            shapes["starts"] = ((batch, len(config.model.lora.tokens), 1), jnp.int32)
         shapes |= {"ids": ((batch, tokens), jnp.int32), "mask": ((batch, tokens), jnp.int32)}
     else:
         shapes["text_states"] = ((batch, tokens, c.c_clip_text), jnp.bfloat16)

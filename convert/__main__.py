@@ -18,14 +18,16 @@ from pathlib import Path
 from ultrapixel_jax import commands
 from ultrapixel_jax.checkpoints.manifest import MANIFEST
 from ultrapixel_jax.checkpoints.runs import is_run
-from ultrapixel_jax.commands import DTYPE, whole
+from ultrapixel_jax.commands import DTYPE, one_of, whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import is_remote, place
+from ultrapixel_jax.layouts.lora.write import LAYOUTS
 
-_CONVERSION, _GATHERING = "conversion", "gathering runs and checkpoints"
+_CONVERSION, _GATHERING, _EXPORT = "conversion", "gathering runs and checkpoints", "export"
 ONLY = {
     "compress": ((_CONVERSION, _GATHERING), "released files are never compressed"),
     "config": ((_CONVERSION,), "checkpoints and runs have their own"),
+    "layout": ((_EXPORT,), "it is of LoRA files that are written"),
     "dtype": ((_CONVERSION, _GATHERING), "each tensor is written in its own"),
     "mantissa_bits": ((_GATHERING,), "it rounds networks that are checkpoints or runs already"),
     "tokenizer": (
@@ -45,6 +47,7 @@ def parser() -> commands.Parser:
         "write a checkpoint's components, or those that a run trains, as released safetensors files",
     )
     p.option("--component", str, "only this component; may be repeated", [], action="append", shown="all")
+    p.option("--layout", one_of(LAYOUTS), "of an exported LoRA", shown="ultrapixel")
     p.option("--config", Path, "configuration of models that were not released", metavar="FILE")
     p.option("--dtype", DTYPE, "of storing", shown="every tensor's own")
     p.flag("--compress", "store the networks compressed: bfloat16 takes a quarter less")
@@ -66,7 +69,7 @@ def run(argv: Sequence[str] | None) -> None:
     if is_remote(output):
         raise UserError(f"output {output} is in a bucket; write to a local directory and copy that")
     gathers = not options.export and any(is_run(path) or (path / MANIFEST).is_file() for path in sources)
-    what = "export" if options.export else "gathering runs and checkpoints" if gathers else "conversion"
+    what = _EXPORT if options.export else _GATHERING if gathers else _CONVERSION
     for name, (of, why) in ONLY.items():
         if vars(options)[name] and what not in of:
             raise UserError(f"--{name.replace('_', '-')} has no effect on {what}: {why}; leave it out")
@@ -76,7 +79,7 @@ def run(argv: Sequence[str] | None) -> None:
 
         if len(sources) != 1:
             raise UserError("--export takes one checkpoint or run and the output directory")
-        export_checkpoint(sources[0], output, options.component)
+        export_checkpoint(sources[0], output, options.component, options.layout)
     elif gathers:
         from convert.collect import collect
 

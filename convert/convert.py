@@ -8,25 +8,30 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from flax import traverse_util
 
 from convert.formats import Recognised, formats_of, recognise
 from convert.tokenizer import add_tokenizer
 from convert.views import networks
 from ultrapixel_jax.checkpoints.directory import CheckpointWriter, ComponentInfo
+from ultrapixel_jax.checkpoints.loras import INDICES
 from ultrapixel_jax.checkpoints.tokenizer import is_tokenizer
 from ultrapixel_jax.checkpoints.weights import consistent
-from ultrapixel_jax.config import CascadeConfig, from_dict, load_config, to_dict
+from ultrapixel_jax.config import CascadeConfig, LoraConfig, from_dict, load_config, to_dict
 from ultrapixel_jax.data.paths import check_name
 from ultrapixel_jax.data.text import printable
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.layouts.apply import TableError, import_tensors
 from ultrapixel_jax.layouts.describe import look
 from ultrapixel_jax.layouts.files import TensorFile, check_finite, find_files
+from ultrapixel_jax.layouts.lora.read import is_lora, read
 from ultrapixel_jax.models import components, measuring
 from ultrapixel_jax.models.components import parameter_count
+from ultrapixel_jax.models.lora import Lora
 
 EXPORTED = "cascade.json"
 """In the directory of an export: the configurations of its networks."""
@@ -86,8 +91,14 @@ def convert(
     known = known_configs(config, sources)
     chosen: dict[str, tuple[TensorFile, Recognised]] = {}
     passed_over: list[Path] = []
+    loras: list[tuple[TensorFile, Lora, CascadeConfig]] = []
     for whole in find_files(sources, passed_over):
         where = printable(whole.path)
+        if is_lora(whole.specs) and (not only or "lora" in only):
+            loras.append((whole, *_lora(whole, known)))
+            if len(loras) > 1:
+                raise UserError(f"lora is in both {printable(loras[0][0].path)} and {where}; give only one")
+            continue
         for file, found in _networks(whole, known, only):
             name = component_name(found)
             if only and name not in only:
@@ -104,8 +115,11 @@ def convert(
         names = ", ".join(printable(path.name) for path in passed_over[:12])
         more = f" and {len(passed_over) - 12} more" if len(passed_over) > 12 else ""
         print(f"passed over, as they hold no weights: {names}{more}")
-    if missing := [name for name in only if name not in chosen]:
-        raise UserError(f"no file holds component {missing[0]!r}; found are {', '.join(chosen) or 'none'}")
+    found_names = [*chosen, *(["lora"] if loras else [])]
+    if missing := [name for name in only if name not in found_names]:
+        raise UserError(
+            f"no file holds component {missing[0]!r}; found are {', '.join(found_names) or 'none'}"
+        )
 
     row = "{:<28} {:<26} {:<12} {:>8} {:>15} {}".format
     with CheckpointWriter(output, compressed=compressed) as writer:
@@ -123,9 +137,68 @@ def convert(
                 dtypes,
             )
             print(row(*cells), flush=True)
+        for file, lora, cascade in loras:
+            variables, info = lora_component(file, lora, cascade)
+            writer.add("lora", variables, info)
+            cells = (
+                printable(file.path.name), "lora", info.variant, len(file.specs),
+                f"{parameter_count(variables):,}",
+                ",".join(sorted({str(d) for _, d in file.specs.values() if d.kind not in "iub"})),
+            )  # fmt: skip
+            print(row(*cells), flush=True)
         if "clip_text" in chosen or any(measuring.kind_of(name) == "clip" for name in chosen):
             _find_tokenizer(writer, tokenizer, sources)
     print(f"written: {output}")
+
+
+def _lora(file: TensorFile, known: Sequence[tuple[str, CascadeConfig]]) -> tuple[Lora, CascadeConfig]:
+    """The LoRA in `file`, and the first of the `known` models that it fits."""
+    failures: list[UserError] = []
+    for _, cascade in known:
+        try:
+            return read(file, cascade), cascade
+        except UserError as error:
+            failures.append(error)
+    raise next((e for e in failures if "does not fit" in str(e)), failures[0])
+
+
+def lora_component(
+    file: TensorFile, lora: Lora, cascade: CascadeConfig
+) -> tuple[dict[str, Any], ComponentInfo]:
+    """A LoRA as a component of a checkpoint: the file's numbers, by our names.
+
+    Raises:
+        UserError: it brings whole embeddings, which a component does not hold.
+    """
+    flat: dict[str, np.ndarray] = {}
+    for network, own in lora.changes.items():
+        for path, change in own.items():
+            at = path if network == "stage_c" else f"{network}/{path}"
+            flat |= {f"{at}/down": change.down, f"{at}/up": change.up}
+            if change.scale != np.float32(1 / change.down.shape[0]):
+                flat[f"{at}/scale"] = np.asarray(change.scale, np.float32)
+            if change.magnitude is not None:
+                flat[f"{at}/magnitude"] = change.magnitude
+    if any(token.absolute for token in lora.tokens):
+        raise UserError(
+            f"{lora.origin} brings whole embeddings of new words, which a checkpoint does not hold; give the "
+            "file itself to sample.py --lora"
+        )
+    vectors = [token.vectors[0] for token in lora.tokens] + list(lora.offsets.values())
+    aside = {}
+    if vectors:
+        first = cascade.clip_text.vocab_size
+        flat["embeddings"] = np.stack(vectors)
+        aside[INDICES] = np.asarray([*range(first, first + len(lora.tokens)), *lora.offsets], np.int64)
+    ranks = [change.down.shape[0] for own in lora.changes.values() for change in own.values()]
+    config = dataclasses.replace(
+        LoraConfig(), stage_c=cascade.stage_c, rank=max(ranks, default=1), text_width=cascade.clip_text.width,
+        modules=(".*",), new_tokens=len(vectors),
+    )  # fmt: skip
+    info = ComponentInfo(
+        config=to_dict(config), source=printable(file.path.name), source_sha256=file.sha256, kept_aside=aside
+    )
+    return {"params": traverse_util.unflatten_dict(flat, sep="/")}, info
 
 
 def _networks(

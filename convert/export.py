@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,16 +15,20 @@ import numpy as np
 
 from convert.convert import EXPORTED
 from convert.formats import FORMATS, Format, file_keys
+from ultrapixel_jax.checkpoints import loras
 from ultrapixel_jax.checkpoints.directory import read_manifest, restore
 from ultrapixel_jax.checkpoints.manifest import ComponentInfo
 from ultrapixel_jax.checkpoints.runs import RunWeights, is_run
-from ultrapixel_jax.checkpoints.tokenizer import is_tokenizer
-from ultrapixel_jax.config import from_dict, to_dict
+from ultrapixel_jax.checkpoints.sources import Form, Sources
+from ultrapixel_jax.checkpoints.tokenizer import Tokenizer, is_tokenizer
+from ultrapixel_jax.checkpoints.weights import consistent
+from ultrapixel_jax.config import CascadeConfig, from_dict, to_dict
 from ultrapixel_jax.data.paths import check_name
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.layouts.apply import Step, export_specs, flatten, plan_export
 from ultrapixel_jax.layouts.files import write_safetensors
+from ultrapixel_jax.layouts.lora.write import Start, write
 from ultrapixel_jax.models import components
 from ultrapixel_jax.models.components import CONFIGS
 
@@ -31,11 +36,14 @@ FULL_MODEL_FIRST = 64
 """Number of the guidance networks' first list in the released file: stage C's count of GRN layers."""
 
 
-def export_checkpoint(checkpoint: AnyPath, output: Path, only: Sequence[str] = ()) -> None:
+def export_checkpoint(
+    checkpoint: AnyPath, output: Path, only: Sequence[str] = (), layout: str | None = None
+) -> None:
     """Write every component of `checkpoint`, or those in `only`, to `output/{component}.safetensors`.
 
     The layout is the released one (transformers' for CLIP), each tensor in the dtype it is stored in. Of a
     training run, the components are those that it trains, in float32; the moving average where it has one.
+    A LoRA is written in `layout`, one of `layouts.lora.write.LAYOUTS`; None is UltraPixel's.
 
     Raises:
         UserError: neither a checkpoint nor a run, an unknown component, a file that exists.
@@ -47,11 +55,16 @@ def export_checkpoint(checkpoint: AnyPath, output: Path, only: Sequence[str] = (
             raise UserError(f"{checkpoint} has no component {name!r}; it has {', '.join(infos)}")
         if (output / f"{name}.safetensors").exists():
             raise UserError(f"{output / f'{name}.safetensors'} exists; choose another output directory")
+    if layout and "lora" not in names:
+        raise UserError(f"--layout is of a LoRA, and {checkpoint} exports none; leave it out")
     check_name(output, "output")
     with _nothing_left(output):
         for name in names:
             path = output / f"{name}.safetensors"
-            export_component(read(name), name, infos[name], path)
+            if name == "lora":
+                export_lora(checkpoint, layout, path)
+            else:
+                export_component(read(name), name, infos[name], path)
             print(f"{name} -> {path}")
         # What it takes to convert the files back.
         configs = {kind: infos[name].config for name in names if (kind := components.kind_of(name))}
@@ -119,6 +132,45 @@ def released_shapes(fmt: Format, config: Any, first: int = FULL_MODEL_FIRST) -> 
     specs = export_specs(steps, flat)
     keys = file_keys(fmt, config, list(specs), first)
     return {keys[k]: shape for k, (shape, _) in specs.items()}
+
+
+def export_lora(checkpoint: AnyPath, layout: str | None, path: Path) -> None:
+    """Write the LoRA of a run or checkpoint to the new file `path`, in `layout`.
+
+    Raises:
+        UserError: the layout cannot hold it.
+    """
+    sources = Sources([checkpoint])
+    config = sources.entries["lora"].config
+    model = sources.config or CascadeConfig(guidance=None)
+    known = {
+        name: sources.entries[name].config for name in ("stage_c", "clip_text") if name in sources.entries
+    }
+    model = dataclasses.replace(model, **consistent({"stage_c": config.stage_c, **known}, model))
+    lora = loras.of_sources(sources, model.clip_text.vocab_size)
+    start = _start(sources) if "clip_text" in sources.entries and layout == "comfyui" else None
+    written = write(lora, layout or "ultrapixel", model, path.parent.name, start)
+    for line in written.left_out:
+        print(f"left out: {line}")
+    tensors = written.tensors
+    specs = {key: (x.shape, x.dtype) for key, x in tensors.items()}
+    write_safetensors(path, specs, tensors.__getitem__, written.metadata)
+
+
+def _start(sources: Sources) -> Start:
+    """The mean embedding of the tokens that a pattern finds."""
+    entry = sources.entries["clip_text"]
+    table = np.asarray(entry.load(Form())["params"]["token_embedding"], np.float32)
+    tokenizer = Tokenizer(sources.tokenizer, entry.config.positions)
+
+    def start(pattern: str | None) -> np.ndarray:
+        return (
+            np.zeros(table.shape[1], np.float32)
+            if pattern is None
+            else table[tokenizer.found_by(pattern)].mean(0)
+        )
+
+    return start
 
 
 def export_component(variables: Mapping[str, Any], name: str, info: ComponentInfo, path: Path) -> None:

@@ -19,14 +19,12 @@ from ultrapixel_jax.layouts.tables import (
     effnet_encoder,
     guidance,
     inception,
-    lora,
     previewer,
     stage_a,
     stage_b,
     stage_c,
 )
 from ultrapixel_jax.models import components, measuring
-from ultrapixel_jax.models.lora import attention_layers
 
 Rename = Callable[[Sequence[str], Any], dict[str, str]]
 """Keys of a file and the component's configuration to {file key: key that the table reads}."""
@@ -48,34 +46,7 @@ def _places(keys: Sequence[str], config: Any) -> dict[str, str]:
     }
 
 
-def _lora_modules(keys: Sequence[str], config: Any) -> dict[str, str]:
-    """`module.{i}.lora_down` to the name of the attention weight that number i stands for."""
-    order = lora_order(config)
-    out = {}
-    for key in keys:
-        m = _LORA.match(key)
-        if m is None:
-            out[key] = key
-        elif int(m[1]) < len(order):
-            out[key] = f"{order[int(m[1])]}.{m[2]}"
-        elif int(m[1]) == len(order):
-            out[key] = f"tokens.{m[2]}"
-        else:
-            out[key] = key
-    return out
-
-
-def lora_order(config: Any) -> list[str]:
-    """What a released LoRA file numbers: every A in order of execution, its `out` before its `in_proj`."""
-    return [
-        f"{level.replace('_', '.')}.{layer.removeprefix('layer_')}.{part}"
-        for level, layer, _ in attention_layers(config.stage_c)
-        for part in ("out", "in_proj")
-    ]
-
-
 _PLACE = re.compile(r"(?:module\.)?(\d+)\.(\d+\..+)")
-_LORA = re.compile(r"(?:module\.)?(\d+)\.(.+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +82,6 @@ FORMATS: tuple[Format, ...] = (
     Format("stage_a", "released", stage_a.RELEASED, (r"vquantizer\.codebook\.weight",)),
     Format("stage_a", "diffusers", stage_a.DIFFUSERS, (r"vquantizer\.embedding\.weight",)),
     Format("guidance", "released", guidance.RELEASED, (r"(module\.)?\d+\.0\.toout\.0\.weight",), _places),
-    Format("lora", "released", lora.RELEASED, (r"(module\.)?0\.lora_down",), _lora_modules),
     Format("previewer", "released", previewer.RELEASED, (r"blocks\.0\.weight", r"blocks\.24\.weight")),
     Format(
         "effnet_encoder", "released", effnet_encoder.rows,
@@ -173,8 +143,8 @@ def variables_of(name: str, config: Any, tensors: Mapping[str, Any]) -> dict[str
     (fmt,) = [f for f in formats_of(tensors) if f.component == name]
     keys = fmt.rename(list(tensors), config)
     by_table = {keys[key]: tensor for key, tensor in tensors.items()}
-    paths = {p: s.shape for p, s in flatten(components.abstract(name, config)).items()}
-    steps = plan_import(fmt.table(config), {key: v.shape for key, v in by_table.items()}, paths, name)
+    shapes = {key: v.shape for key, v in by_table.items()}
+    steps = plan_import(fmt.table(config), shapes, _paths(name, config), name)
     return import_tensors(steps, by_table.__getitem__)[0]
 
 
@@ -280,12 +250,4 @@ def file_keys(fmt: Format, config: Any, table_keys: Iterable[str], first: int | 
     if fmt.component == "guidance":
         numbers = {"down": first, "up": None if first is None else first + 1}
         return {k: f"module.{numbers[k.split('.', 1)[0]]}.{k.split('.', 1)[1]}" for k in table_keys}
-    if fmt.component == "lora":
-        order = {name: i for i, name in enumerate(lora_order(config))}
-        order["tokens"] = len(order)
-        out = {}
-        for key in table_keys:
-            name, leaf = key.rsplit(".", 1)
-            out[key] = f"module.{order[name]}.{leaf}"
-        return out
     return {key: key for key in table_keys}

@@ -366,11 +366,11 @@ KEYS = {
     "a LoRA for SDXL": ["lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight", "lora_te2_x.alpha"],
     "a LoHa": ["lora_unet_x.hada_w1_a"],
     "a LoKr": ["lora_unet_x.lokr_w1"],
-    "a LoRA for Stable Cascade's stage C": ["lora_unet_down_blocks_0_2_attention_attn_to_q.lora_down.weight"],
+    "a LoRA for Stable Cascade's stage C": ["lora_unet_down_blocks_7_2_attention_attn_to_q.lora_down.weight"],
     "an optimizer's state": ["state.0.exp_avg"],
     "a VAE of Stable Diffusion": ["decoder.up.0.block.0.conv1.weight"],
     "a T5 text encoder": ["encoder.block.0.layer.0.SelfAttention.q.weight"],
-    "a textual inversion": ["clip_g"],
+    "a textual inversion": ["clip_g", "clip_l"],
     "a UNet of Stable Diffusion in diffusers'": [
         "down_blocks.0.attentions.0.x", "up_blocks.1.resnets.0.x", "time_embedding.linear_1.weight",
     ],

@@ -73,6 +73,9 @@ def test_damage_is_skipped_counted_and_named(tmp_path: Path, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert all(id_ in out for id_ in named)
     assert "6 skipped" in out
+    with_one = build(str(source), str(tmp_path / "again"), quiet=True, caption="a photo of [x]")
+    assert with_one["skipped"] == {"broken image": 2, "missing caption": 3}  # those of damaged files
+    assert ("part1/001.png", "a photo of [x]") in [row[:2] for row in contents(tmp_path / "again")]
 
 
 def test_damage_in_tars_and_lines_is_named(tmp_path: Path) -> None:

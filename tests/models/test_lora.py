@@ -22,6 +22,9 @@ STAGE_C = dataclasses.replace(
     tiny.stage_c, levels=(LevelConfig(32, 4, down_blocks=1, up_blocks=1), LevelConfig(32, 4, 2, 1))
 )
 
+ALPHA = 2.0
+CONFIG = LoraConfig(STAGE_C, rank=3, alpha=ALPHA, modules=(".*",), text_width=48)
+
 
 def noisy(tree, scale):
     return jax.tree.map(lambda x: x + scale * jax.random.normal(jax.random.key(x.size), x.shape), tree)
@@ -30,7 +33,7 @@ def noisy(tree, scale):
 @pytest.fixture(scope="module")
 def weights():
     stage_c = jax.tree.map(jnp.asarray, filled("stage_c", STAGE_C))
-    changes = lora.init(jax.random.key(1), LoraConfig(STAGE_C, rank=3, text_width=48))
+    changes = lora.init(jax.random.key(1), CONFIG)
     return stage_c, noisy(changes, 0.3)
 
 
@@ -48,10 +51,10 @@ def test_beside_the_weights_is_added_to_them(weights) -> None:
     stacked = scan.stack(stage_c, STAGE_C)
 
     def merged(changes):
-        return loss(lora.merge(stage_c, changes), scanned=False)
+        return loss(lora.merge(stage_c, [(lora.changes(changes["params"], ALPHA), 1.0)]), scanned=False)
 
     def beside(changes):
-        return loss({**stacked, "lora": lora.branches(changes, STAGE_C, scanned=True)}, scanned=True)
+        return loss({**stacked, "lora": lora.branches(changes, CONFIG, scanned=True)}, scanned=True)
 
     def run(function):
         compute = jax.value_and_grad(function, has_aux=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,13 @@ import pytest
 from configs.tiny import config as tiny
 from tests import recorded_models
 from tests.recordings import nhwc, relative_error
-from tests.released import state_dict
+from tests.released import write
 from ultrapixel_jax.checkpoints.named_weights import tensor
-from ultrapixel_jax.config import DiffusionConfig, LoraConfig
+from ultrapixel_jax.checkpoints.weights import consistent
+from ultrapixel_jax.config import CascadeConfig, DiffusionConfig, LoraConfig
 from ultrapixel_jax.diffusion import two_branch
 from ultrapixel_jax.diffusion.sampler import make_table
+from ultrapixel_jax.layouts.lora.read import read_file
 from ultrapixel_jax.models import components, lora
 from ultrapixel_jax.models.embeddings import sinusoidal
 from ultrapixel_jax.models.guidance import Guidance
@@ -120,28 +123,29 @@ def test_controlnet_maps():
     assert relative_error(step(1, (half, half)), wanted) > 100 * TOLERANCE  # after its last step
 
 
-def test_lora():
+def test_lora(tmp_path: Path):
     recorded = recorded_models.stage_c("stage_c_lora")
     model = recorded.model
     config = LoraConfig(model.stage_c.config, rank=recorded.meta["rank"])
-    file = state_dict("lora", config)
+    file = {}
     # The file's numbers stand for the modules that the recording names.
     order = recorded.meta["order"]
     for i, name in enumerate(order):
         out = 3 if "in_proj" in name else 1
-        assert file[f"module.{i}.lora_up"].shape == (out * 64, 4), name
-        np.testing.assert_array_equal(
-            file[f"module.{i}.lora_up"], tensor(f"module.{i}.lora_up", (out * 64, 4))
-        )
-    file[f"module.{len(order)}.indices"] = np.zeros(1, np.int64)
-    changes = recorded_models.import_component("lora", config, file)
+        for way, shape in (("down", (4, 64)), ("up", (out * 64, 4))):
+            file[f"module.{i}.lora_{way}"] = tensor(f"module.{i}.lora_{way}", shape)
+    write(tmp_path / "lora_cat.safetensors", file)
+    parts = consistent({"stage_c": model.stage_c.config}, CascadeConfig())
+    model_of_it = dataclasses.replace(CascadeConfig(guidance=None), **parts)
+    changes = read_file(tmp_path / "lora_cat.safetensors", model_of_it).changes["stage_c"]
     x, r, c = recorded.nhwc("in.x"), recorded.tensors["in.r"], conditioning(recorded)
     run = jax.jit(lambda v, x, r, c: model._replace(variables=v).denoise(x, r, c).epsilon)
     assert relative_error(run(model.variables, x, r, c), recorded.nhwc("out.base")) < TOLERANCE
-    merged = lora.merge(model.variables, changes)
+    merged = lora.merge(model.variables, [(changes, 1.0)])
     again = recorded._replace(model=model._replace(variables=merged))
     assert relative_error(run(merged, x, r, conditioning(again)), recorded.nhwc("out.lora")) < TOLERANCE
-    untouched = lora.merge(model.variables, lora.init(jax.random.key(0), config))
+    fresh = lora.changes(lora.init(jax.random.key(0), config)["params"])
+    untouched = lora.merge(model.variables, [(fresh, 1.0)])
     jax.tree.map(np.testing.assert_array_equal, untouched, dict(model.variables))
 
 

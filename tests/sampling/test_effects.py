@@ -18,6 +18,7 @@ from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig, DiffusionConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import components
+from ultrapixel_jax.models.lora import Lora, NewToken
 from ultrapixel_jax.sampling import options
 from ultrapixel_jax.sampling.arguments import conditions
 from ultrapixel_jax.sampling.effects import OF_ENTRIES, RULES, Situation, without_effect
@@ -135,12 +136,13 @@ def test_every_component_draws_or_is_announced() -> None:
 def test_loading_a_checkpoint_with_all_of_them(tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     config, names = CascadeConfig(), [*components.CONFIGS, "controlnet_canny", "strange"]
     entries = {name: SimpleNamespace(origin="X", config=getattr(config, name, {})) for name in names}
-    changes = {"params": {"embeddings": 1} if tokens else {}}
+    brought = (NewToken(None, np.zeros((1, 1280)), False),) if tokens else ()
 
     sources = Sources(())
     sources.entries, sources.config = entries, config  # type: ignore[assignment]
-    monkeypatch.setattr(sources, "load", lambda name, *_, **__: changes if name == "lora" else {"params": {}})
-    monkeypatch.setattr(weights.lora, "merge", lambda variables, changes: variables)
+    monkeypatch.setattr(sources, "load", lambda name, *_, **__: {"params": {}})
+    monkeypatch.setattr(sources, "check", lambda name, config: None)
+    monkeypatch.setattr(weights.loras, "of_sources", lambda *_: Lora("X", {}, brought))
     wanted = ["stage_c"]
     found = weights.from_sources(sources, None, wanted, what="", dtype="float32", mesh=None).unused
     assert [line.split(" of X")[0] for line in found] == [

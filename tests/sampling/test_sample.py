@@ -59,6 +59,7 @@ class FakeCascade(Cascade):
 
     def __init__(self, config, preview):
         self.config, self.identity, self.preview = config, type(self).weights, preview
+        self.personal = types.SimpleNamespace(check=lambda conditions: None)
         self.report = types.SimpleNamespace(rows=lambda: [("load", 1.5, 2_000_000_000), ("A", 0.25, None)])
 
     def truncated(self, prompt):

@@ -33,6 +33,9 @@ class Stepping(FakeCascade):
     def __init__(self) -> None:
         super().__init__(config, False)
         self.mesh, self.dtype = None, "float32"
+        self.conditioner = types.SimpleNamespace(
+            on_demand=types.SimpleNamespace(control_identity=lambda kind: "")
+        )
         self.previewer = types.SimpleNamespace(variables={"previewer": 1})
         self.before: dict[tuple[str, int], Callable[[], Any]] = {}
         """What happens before a step is told of, by stage and step."""

@@ -251,7 +251,7 @@ class RunWeights:
             if is_stacked:
                 like = jax.eval_shape(lambda v: scan.stack(v, config), like)
             like = arrays.flatten(like)
-            if name == "lora":  # new text tokens are not trained
+            if name == "lora" and not config.tokens:  # new text tokens are not trained
                 like.pop("params/embeddings", None)
             arrays.check_like(f"{name} in checkpoint {self.step} of run {self.directory}", own(wanted), like)
         with reading(*_words(self.directory, self.step)):

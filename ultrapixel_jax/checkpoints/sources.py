@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ultrapixel_jax.checkpoints.arrays import stored_shapes
 from ultrapixel_jax.checkpoints.directory import restore
 from ultrapixel_jax.checkpoints.manifest import ComponentInfo, identity, read_manifest
 from ultrapixel_jax.checkpoints.runs import RunWeights, is_run
@@ -120,8 +119,8 @@ class Sources:
             if self._nearer(name, depth):
                 kind = components.kind_of(name)
                 config = from_dict(components.CONFIGS[kind], info.config) if kind else info.config
-                # A LoRA is merged, not traced.
-                checked = kind is not None and (kind == "lora" or not self._traced)
+                # What a LoRA changes is in its file, and is checked where it is merged.
+                checked = kind not in (None, "lora") and not self._traced
                 load = _from_checkpoint(directory, name, config, kind if checked else None)
                 self.entries[name] = Entry(config, str(directory), info, load)
         for name, values in manifest.sampling.items():
@@ -211,7 +210,9 @@ class Sources:
         name = components.entry_name(name, config)
         self.require([name], "this")
         entry = self.entries[name]
-        if different := difference(to_dict(config), entry.info.config):
+        # With what a manifest of an earlier version leaves out.
+        theirs = to_dict(entry.config) if dataclasses.is_dataclass(entry.config) else entry.info.config
+        if different := difference(to_dict(config), theirs):
             raise UserError(f"{entry.origin} is of another variant: {name}{different}")
 
 
@@ -241,8 +242,6 @@ def _from_checkpoint(
 
     def load(form: Form) -> dict[str, Any]:
         like = components.abstract(kind, config) if kind else None
-        if like and kind == "lora" and "params/embeddings" not in stored_shapes(directory / name):
-            del like["params"]["embeddings"]  # as training leaves it, without new text tokens
         variables = restore(directory, name, like=like, dtype=form.dtype, shardings=form.place)
         return scan.stack_on_devices(variables, config) if form.stacked else variables
 

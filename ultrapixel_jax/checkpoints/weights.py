@@ -12,19 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from ultrapixel_jax import flops
-from ultrapixel_jax.checkpoints import named_weights
+from ultrapixel_jax.checkpoints import loras, named_weights
 from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
 from ultrapixel_jax.config import CascadeConfig
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.models import components, lora
+from ultrapixel_jax.models.lora import NewToken
 from ultrapixel_jax.sharding import parameter_sharding
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo"
 """The checkpoint that comes with the package: the demo cascade (docs/demo.md)."""
 FLOAT32_ALWAYS = ("stage_a", "previewer")
 """Components that are kept in float32: bfloat16 has fewer values in [0, 1] than a byte."""
-TOKENS = "without effect: the tokenizer does not know them, so their words in a prompt are plain words"
+TOKENS = "without effect until a --token '[name]=PATTERN' names them"
 
 SMALL = 100_000_000
 """Parameters of stage C below which a model is small."""
@@ -45,6 +47,8 @@ class Weights:
     """Of the networks, but for `FLOAT32_ALWAYS`."""
     unused: tuple[str, ...] = ()
     """What the sources hold beside them that changes no picture, a line each."""
+    tokens: tuple[NewToken, ...] = ()
+    """New words that the sources bring."""
 
 
 def load_weights(
@@ -97,12 +101,18 @@ def from_sources(
         if getattr(cascade, name) is not None
     }
     lines = [line for name, entry in sources.entries.items() if (line := not_used(name, entry.origin))]
+    tokens: tuple[NewToken, ...] = ()
     if "stage_c" in variables and "lora" in sources.entries:
-        changes = sources.load("lora", cascade.lora)
-        variables["stage_c"] = lora.merge(variables["stage_c"], changes)
-        if "embeddings" in changes["params"]:
-            lines.append(f"the new text tokens of {sources.entries['lora'].origin}: {TOKENS}")
-    return Weights(cascade, sources.identity, sources.tokenizer, variables, dtype, tuple(lines))
+        sources.check("lora", cascade.lora)
+        own = loras.of_sources(sources, cascade.clip_text.vocab_size)
+        if why := lora.misfit(own, cascade.stage_c, cascade.clip_text):
+            raise UserError(f"the LoRA in {own.origin} does not fit the model: {why}; convert it again")
+        for name in own.changes.keys() & variables.keys():
+            variables[name] = lora.merge(variables[name], [(own.changes[name], 1.0)])
+        tokens = own.tokens
+        if any(token.name is None for token in tokens):
+            lines.append(f"the new text tokens of {own.origin}: {TOKENS}")
+    return Weights(cascade, sources.identity, sources.tokenizer, variables, dtype, tuple(lines), tokens)
 
 
 def not_used(component: str, origin: str) -> str | None:

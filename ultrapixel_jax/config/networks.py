@@ -6,6 +6,7 @@ Numbers are those of the released checkpoints (paper section 4.1 and its publish
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 from ultrapixel_jax.errors import UserError
@@ -274,18 +275,45 @@ class ControlNetConfig:
         return {"canny": 1, "inpainting": 4, "super_resolution": 16}[self.kind]
 
 
+ATTENTION = r".*/(in_proj|out)"
+"""Pattern of what UltraPixel's personalisation changes: the projections of all attention in stage C."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Personalisation: low-rank changes of stage C's attention and new text tokens (section D)."""
+    """Personalisation: low-rank changes of stage C's layers and new text tokens (section D)."""
 
     stage_c: StageCConfig = StageCConfig()
     """The stage C that it changes."""
     rank: int = 4
     """Rank of every change."""
+    alpha: float = 1.0
+    """Changes are times alpha / rank; 1 as released."""
+    modules: tuple[str, ...] = (ATTENTION,)
+    """Patterns of the layers that are changed (regular expressions, matched whole): `.*/(in_proj|out)` is all
+    attention, `.*/(in_proj|out|kv_mapper|expand|contract)` what most trainers of others take, `.*` all."""
+    tokens: tuple[str, ...] = ()
+    """New words, as `[name]=PATTERN`: the embedding starts from the mean of those of the tokens in which the
+    regular expression PATTERN is found, such as `^cat</w>`; from zero as `[name]`."""
     new_tokens: int = 1
-    """Tokens appended to the vocabulary."""
+    """Tokens appended to the vocabulary where `tokens` does not name them."""
     text_width: int = 1280
     """Width of their embeddings."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"lora.rank {self.rank} must be 1 or more")
+        if not self.alpha > 0:
+            raise UserError(f"lora.alpha {self.alpha} must be positive")
+        if not self.modules:
+            raise UserError(f"lora.modules is empty; give a pattern of stage C's layers like {ATTENTION}")
+        for pattern in self.modules:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(
+                    f"lora.modules: {pattern!r:.80} is no regular expression ({error})"
+                ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,6 +62,12 @@ class Reading:
     """Least shorter side of an image, in pixels."""
     max_megapixels: int = MAX_MEGAPIXELS
     """Most millions of pixels of one."""
+    caption: str = ""
+    """Of images that have none; they are left out where it is empty."""
+
+    def described(self) -> dict[str, Any]:
+        """What tells two ways of reading apart."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "caption" or value}
 
 
 def build(
@@ -95,7 +101,7 @@ def build(
     items = sources.list_source(source, kind, image_key, how.caption_key, how.encoding)
     parts = [items[i : i + shard_images] for i in range(0, len(items), shard_images)]
     plan = {"source": os.fspath(source), "items": len(items), "shard_images": shard_images,
-            **dataclasses.asdict(how), "listing": fingerprint([item.id for item in items])}  # fmt: skip
+            **how.described(), "listing": fingerprint([item.id for item in items])}  # fmt: skip
 
     from etils import epath
 
@@ -164,10 +170,11 @@ def _read(item: Item, how: Reading, digest: Any) -> tuple[str, bytes]:
         digest.update(repr((item.id, reason)).encode())
         return Skip(reason, detail)
 
-    if item.problem:
+    without = bool(item.problem and item.problem[0] == MISSING_CAPTION and how.caption and item.image)
+    if item.problem and not without:
         raise skip(*item.problem)
     try:
-        caption = item.read_caption(how.caption_key, how.encoding)
+        caption = how.caption if without else item.read_caption(how.caption_key, how.encoding)
     except Skip as error:
         raise skip(error.reason, error.detail) from error
     assert item.image is not None, "an item without problem has an image"
@@ -304,6 +311,7 @@ def parser() -> commands.Parser:
     )
     p.option("--image-key", str, "of a JSON line", "image", metavar="KEY")
     p.option("--caption-key", str, "of a JSON line or file", "caption", metavar="KEY")
+    p.option("--caption", str, "of images without one", "", metavar="TEXT", shown="they are left out")
     p.option("--encoding", str, "of captions without a byte order mark", "utf-8")
     p.option("--min-side", whole(1, 16384), "least shorter side of an image, in pixels", MIN_SIDE)
     p.option("--max-megapixels", whole(1, 100_000), "most millions of pixels of an image", MAX_MEGAPIXELS)

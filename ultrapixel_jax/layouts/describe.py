@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 CASCADE = "Stable Cascade's stages (stage_c, stage_b, stage_a or their ComfyUI files) are needed"
-FORMS = "read are Stability's and UltraPixel's own LoRA files (weights.N.lora_down, module.N.lora_down)"
+FORMS = "LoRA and DoRA of its stage C and CLIP bigG are read"
 
 
 class Look(NamedTuple):
@@ -32,13 +32,15 @@ LOOKS: Sequence[Look] = (
     Look((r"^lora_unet_input_blocks_[478]_1_transformer_blocks_[1-9]",), "a LoRA for SDXL"),
     Look((r"^lora_unet_(down|up|mid)_block.*attentions.*lora",),
          "a LoRA for Stable Diffusion 1 or 2, or SDXL"),
+    Look((r"(^|\.)(down|up|mid)_blocks?\..*attentions\..*lora",),
+         "a LoRA for Stable Diffusion 1 or 2, or SDXL"),
     Look((r"^lora_(prior_)?unet_(down|up)_blocks_\d_\d+_.*(channelwise|attention_attn)",),
          "a LoRA for Stable Cascade's stage C in kohya's or OneTrainer's names", FORMS),
     Look((r"dora_scale|lora_magnitude_vector",), "a DoRA", FORMS),
     Look((r"(lora_A|lora_B)\.(default\.)?weight",), "a LoRA in PEFT's names", FORMS),
     Look((r"\.lora_(down|up)\.weight|\.lora\.(down|up)\.weight|processor\..*_lora\.",), "a LoRA", FORMS),
     Look((r"^(clip_g|clip_l|emb_params|string_to_param.*|<.*>)$",), "a textual inversion (new words)",
-         "new words are read with a LoRA of UltraPixel's layout"),
+         "those for CLIP bigG alone (clip_g) are read"),
     # Whole networks
     Look((r"double_blocks\.\d+\.img_attn|single_transformer_blocks\.\d+\.attn\.norm_q",), "Flux"),
     Look((r"joint_blocks\.\d+\.(x_block|context_block)|transformer_blocks\.\d+\.attn\.add_q_proj",),

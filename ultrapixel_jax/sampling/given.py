@@ -31,7 +31,7 @@ class GivenFile:
     path: str
     """As it was said; empty for what was given in memory."""
     checksum: str
-    """Sixteen hex digits of its content."""
+    """Sixteen hex digits of its content; of a run or checkpoint, its identity."""
 
     @property
     def name(self) -> str:
@@ -59,13 +59,13 @@ class GivenPicture(GivenFile):
 
 
 def file(path: str | os.PathLike[str]) -> GivenFile:
-    """The file at `path`.
+    """The file at `path`; or the run, or the converted checkpoint, in that directory.
 
     Raises:
         UserError: it cannot be read.
     """
     path = os.fspath(path)
-    return GivenFile(path, _digest(_read(path)))
+    return GivenFile(path, _checksum(path))
 
 
 def picture(given: Any) -> GivenPicture:
@@ -101,7 +101,7 @@ def check_there(given: GivenFile, beside: str | os.PathLike[str]) -> GivenFile:
     found = None
     for path in (given.path, str(Path(beside) / Path(given.path).name)):
         try:
-            found = _digest(_read(path))
+            found = _checksum(path)
         except UserError:
             continue
         if found == given.checksum:
@@ -127,6 +127,24 @@ def _read(path: str) -> bytes:
         raise UserError(
             f"file {path!r} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
+
+
+def _checksum(path: str) -> str:
+    """Of a file's content, or what tells the weights of a run or checkpoint apart."""
+    from ultrapixel_jax.checkpoints.manifest import MANIFEST, identity
+    from ultrapixel_jax.checkpoints.runs import RunWeights, is_run
+
+    where = place(path)
+    try:
+        with bucket_errors(path):
+            if (where / MANIFEST).is_file():
+                return identity(where)
+            if is_run(where):
+                return RunWeights.open(where).identity()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path!r} cannot be read: {why}") from error
+    return _digest(_read(path))
 
 
 def _digest(data: bytes) -> str:

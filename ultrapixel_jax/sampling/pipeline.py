@@ -20,11 +20,11 @@ from ultrapixel_jax.checkpoints.weights import Weights, load_weights
 from ultrapixel_jax.compilation.executables import Executables
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
 from ultrapixel_jax.diffusion.two_branch import Prompts
-from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sampling import canvas
 from ultrapixel_jax.sampling.conditioner import Conditioner, Pass
+from ultrapixel_jax.sampling.personal import Personal
 from ultrapixel_jax.sampling.pictures import config_identity
 from ultrapixel_jax.sampling.requests import DECODE_BYTES, Request
 from ultrapixel_jax.sampling.stages.base import Estimate, Setup, Stage, Watch
@@ -83,6 +83,8 @@ class Cascade:
         self.stage_b = StageBSampler(setup, config, variables)
         self.stage_a = TiledDecoder(setup, config, variables)
         self.previewer = PreviewDecoder(setup, config, variables)
+        self.personal = Personal(config, (self.text, self.stage_c), self.text, weights.tokens)
+        """LoRAs and new words."""
         on_demand = on_demand or OnDemand(None, config, dtype=dtype, mesh=mesh)
         self.conditioner = Conditioner(setup, config, variables, on_demand)
 
@@ -160,9 +162,11 @@ class Cascade:
         """
         for stage in self.stages:
             stage.replace_variables(variables)
+        self.personal.forget(variables)
 
     def drop_variables(self) -> None:
         """Forget all variables, so that their memory is free until `replace_variables` brings others."""
+        self.personal.forget({name: None for stage in self.stages for name in stage.variables})
         for stage in self.stages:
             stage.variables.clear()
 
@@ -204,14 +208,13 @@ class Cascade:
         """
         if not 0 < len(requests) <= batch_size:
             raise ValueError(f"{len(requests)} requests for a batch of {batch_size}")
-        if requests[0].conditions.loras or requests[0].conditions.tokens:
-            raise UserError("LoRA files and new tokens cannot be drawn with yet")
         self.conditioner.check(requests[0].conditions)
         tile = self._tile(batch_size, tile, decode_bytes)
         filled = [*requests, *[requests[-1]] * (batch_size - len(requests))]
         bucket = self.bucket(requests[0])
         given = _stacked(latents, batch_size)
         with _on(self.mesh):
+            self.personal.use(requests[0].conditions)
             if "stage_b" in given and not self.preview:
                 made, images = given, self._pixels(given["stage_b"], bucket, tile)
             else:

@@ -257,6 +257,8 @@ class UltraPixel:
         batch_size = self.device_batch(batch_size)
         run = self.run(batch_size=batch_size, tile=tile, decode_memory=decode_memory)
         given = self._checked(requests, latents)
+        for conditions in dict.fromkeys(request.conditions for request in requests):
+            self.cascade.personal.check(conditions)
         places: dict[Request, list[int]] = {}
         for i, request in enumerate(requests):
             places.setdefault(request, []).append(i)

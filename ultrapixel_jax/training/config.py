@@ -61,6 +61,25 @@ class LoraTask:
 
 
 @dataclasses.dataclass(frozen=True)
+class PersonalTask:
+    """Low-rank changes of stage C, and new words, from a few pictures of one subject (section D).
+
+    At the low resolution first, without guidance; then half of the time so, and half with the frozen guidance
+    networks at the high resolution.
+    """
+
+    diffusion: DiffusionTraining = DiffusionTraining()
+    frozen_dropout: bool = False
+    """Keep the frozen network's dropout on."""
+    lr_steps: int = 5_000
+    """Updates at the low resolution alone. Without model.guidance all are at the pictures' one resolution."""
+
+    def __post_init__(self) -> None:
+        if self.lr_steps < 0:
+            raise UserError(f"task.lr_steps {self.lr_steps} must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
 class ControlNetTask:
     """A ControlNet (`model.controlnet`) on a frozen stage C, steered by its training pictures' own maps."""
 
@@ -170,8 +189,12 @@ class PreviewerTask:
 
 
 Task = (
-    GuidanceTask | LoraTask | ControlNetTask | StageCTask | StageBTask | StageATask | PreviewerTask | TextTask
-)
+    GuidanceTask | LoraTask | PersonalTask | ControlNetTask | StageCTask | StageBTask | StageATask
+    | PreviewerTask | TextTask
+)  # fmt: skip
+
+GUIDED = (GuidanceTask, PersonalTask)
+"""Tasks with passes of both resolutions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,20 +359,20 @@ class TrainConfig:
                 f"data.batch_size {self.data.batch_size} does not divide into optimizer.accumulate {parts} "
                 "equal parts"
             )
-        if isinstance(self.task, GuidanceTask):
-            if self.model.guidance is None:
-                raise UserError("this task trains model.guidance, which is None; give it a configuration")
-            if self.data.lr_latent not in (0, self.lr_latent):
-                raise UserError(
-                    f"data.lr_latent {self.data.lr_latent} is not the model's: model.guidance.lr_side "
-                    f"{self.model.guidance.lr_side} makes {self.lr_latent}; leave it at 0, or change that"
-                )
+        guidance = self.model.guidance
+        if isinstance(self.task, GuidanceTask) and guidance is None:
+            raise UserError("this task trains model.guidance, which is None; give it a configuration")
+        if isinstance(self.task, GUIDED) and guidance and self.data.lr_latent not in (0, self.lr_latent):
+            raise UserError(
+                f"data.lr_latent {self.data.lr_latent} is not the model's: model.guidance.lr_side "
+                f"{guidance.lr_side} makes {self.lr_latent}; leave it at 0, or change that"
+            )
 
     @property
     def lr_latent(self) -> int:
-        """Side of the square low-resolution latent: the model's, where guidance is trained."""
+        """Side of the square low-resolution latent: the model's, where there is guidance."""
         guidance = self.model.guidance
-        if isinstance(self.task, GuidanceTask) and guidance is not None:
+        if isinstance(self.task, GUIDED) and guidance is not None:
             return lr_latent(1, 1, guidance.lr_side)[0]
         return self.data.lr_latent or LR_LATENT
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, Shaped
 
 from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
+from ultrapixel_jax.config import CascadeConfig
 from ultrapixel_jax.data.buckets import lr_size
 from ultrapixel_jax.data.config import MULTIPLE
 from ultrapixel_jax.errors import UserError
@@ -54,8 +55,11 @@ class Inputs:
             names += ["image_clip", "use_image"]
         self._names = names
         self._tokenizer = None
+        self._starts: np.ndarray | None = None
         if "clip_text" in networks:
             self._tokenizer = Tokenizer(tokenizer, config.model.clip_text.positions)
+            if "lora" in task.trained and config.model.lora.tokens:
+                self._tokenizer, self._starts = with_words(self._tokenizer, config.model)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Array]:
         """Global arrays of this process's rows.
@@ -75,6 +79,8 @@ class Inputs:
             self._check_lr(batch["bucket"], arrays["latent_lr"].shape[1:3])
         if self._tokenizer is not None:
             arrays["ids"], arrays["mask"] = self._tokenizer(batch["caption"])
+        if self._starts is not None:
+            arrays["starts"] = np.repeat(self._starts[None], len(batch["caption"]), axis=0)
         return {name: self.place(x) for name, x in arrays.items()}
 
     def _check_lr(self, bucket: tuple[int, int], size: tuple[int, ...]) -> None:
@@ -90,6 +96,26 @@ class Inputs:
     def place(self, x: Shaped[np.ndarray, "n ..."]) -> Array:
         """The array of a whole batch, of the rows that the loader gave this process."""
         return global_array(x, self._rows, self._batch_size, self._sharding)
+
+
+def with_words(tokenizer: Tokenizer, model: CascadeConfig) -> tuple[Tokenizer, Int[np.ndarray, "n k"]]:
+    """A tokenizer with the words of `model.lora.tokens`, and the ids of what each starts from; -1 fills up.
+
+    Raises:
+        UserError: a word that there is, or a pattern that is found in no token.
+    """
+    if tokenizer.vocab_size != model.clip_text.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, and the text encoder "
+            f"{model.clip_text.vocab_size}: give the one that belongs to it, before new words are added"
+        )
+    words = [token.partition("=") for token in model.lora.tokens]
+    known = tokenizer.with_tokens({name.strip(): 1 for name, _, _ in words})
+    found = [tokenizer.found_by(pattern.strip()) if pattern.strip() else [] for _, _, pattern in words]
+    starts = np.full((len(found), max(1, *map(len, found))), -1, np.int32)
+    for row, ids in zip(starts, found, strict=True):
+        row[: len(ids)] = ids
+    return known, starts
 
 
 def rows_of_processes(mesh: Mesh, batch_size: int, parts: int = 1) -> dict[int, Int[np.ndarray, " n"]]:

@@ -135,7 +135,7 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
                     if n == 1:
                         show(0)
                         appraise(0)
-                    arrays = inputs(batch)
+                    arrays = task.part(n, inputs(batch))
                     profile.before(n)
                     state, metrics = programs.run(STEP, step, (state, frozen, arrays), batch["bucket"])
                     profile.after(n, metrics)

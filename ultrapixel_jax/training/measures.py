@@ -23,7 +23,7 @@ from ultrapixel_jax.training.pictures import Sampling
 from ultrapixel_jax.training.state import TrainState
 from ultrapixel_jax.training.tasks.base import Task
 
-DRAWS = (cfg.GuidanceTask, cfg.LoraTask, cfg.StageCTask)
+DRAWS = (cfg.GuidanceTask, cfg.LoraTask, cfg.PersonalTask, cfg.StageCTask)
 """Tasks that draw prompts."""
 NAMED = "measure_"
 """How the names of the log begin."""

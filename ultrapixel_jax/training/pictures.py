@@ -119,8 +119,13 @@ class _Drawing:
         task, config = self._task, self._task.config
         dtype = jnp.dtype(config.dtype)
         known = {**unstacked(task, frozen), **trained_variables(task, state)}
+        words = ()
         if "lora" in known:
-            known["stage_c"] = lora.merge(known["stage_c"], known.pop("lora"))
+            params = known.pop("lora")["params"]
+            own = lora.changes(params, config.model.lora.alpha)
+            known["stage_c"] = lora.merge(known["stage_c"], [(own, 1.0)])
+            if config.model.lora.tokens:
+                words = lora.named_tokens(config.model.lora, fetch(params["embeddings"]))
         variables = {}
         for name in self._wanted:
             exact = name in ("stage_a", "previewer")
@@ -142,6 +147,7 @@ class _Drawing:
             tokenizer = Tokenizer(weights.tokenizer, model.clip_text.positions)
             self._cascade = Cascade(weights, tokenizer, dtype=config.dtype, mesh=self._mesh, report=Report())
         self._cascade.replace_variables(variables)
+        self._cascade.personal.bring(words)
         return self._cascade
 
 
@@ -149,7 +155,7 @@ class Sampling(_Drawing):
     """Prompts to pictures, always with the same noise; for tasks of stage C."""
 
     def __init__(self, task: Task, sources: Sources, mesh: Mesh, *, preview: bool, what: str) -> None:
-        guided = type(task.config.task) is cfg.GuidanceTask
+        guided = isinstance(task.config.task, cfg.GUIDED) and task.config.model.guidance is not None
         decoders = ["previewer"] if preview else ["stage_b", "stage_a"]
         wanted = ["clip_text", "stage_c", *(["guidance"] if guided else []), *decoders]
         super().__init__(task, sources, mesh, wanted, what)

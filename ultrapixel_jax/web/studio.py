@@ -173,7 +173,8 @@ class Studio:
             if cut := self.model.cascade.truncated(text):
                 tokens = self.model.config.clip_text.positions
                 notes.append(f"prompt over {tokens} tokens, cut off is: {one_line(cut)!r:.200}")
-        given = {*ask.entry.settings, *(["negative_prompt"] if ask.entry.negative_prompt else [])}
+        given = {*ask.entry.settings, *ask.entry.conditions}
+        given |= {"negative_prompt"} if ask.entry.negative_prompt else set()
         situation = effects.Situation(
             given, (), requests,
             preview=self.model.cascade.preview, guided=self.model.config.guidance is not None,

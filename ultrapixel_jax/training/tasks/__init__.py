@@ -7,6 +7,7 @@ from ultrapixel_jax.training.tasks.base import Task
 from ultrapixel_jax.training.tasks.controlnet import TrainControlNet
 from ultrapixel_jax.training.tasks.guidance import TrainGuidance
 from ultrapixel_jax.training.tasks.lora import TrainLora
+from ultrapixel_jax.training.tasks.personal import TrainPersonal
 from ultrapixel_jax.training.tasks.previewer import TrainPreviewer
 from ultrapixel_jax.training.tasks.stage_a import TrainStageA
 from ultrapixel_jax.training.tasks.stage_b import TrainStageB
@@ -17,6 +18,7 @@ TASKS: dict[type, type[Task]] = {
     cfg.ControlNetTask: TrainControlNet,
     cfg.GuidanceTask: TrainGuidance,
     cfg.LoraTask: TrainLora,
+    cfg.PersonalTask: TrainPersonal,
     cfg.PreviewerTask: TrainPreviewer,
     cfg.StageATask: TrainStageA,
     cfg.StageBTask: TrainStageB,

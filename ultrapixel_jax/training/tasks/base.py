@@ -101,6 +101,11 @@ class Task:
                 "--data.no-cached and the data that `python -m ultrapixel_jax.data.build` wrote"
             )
 
+    def part(self, step: int, arrays: Batch) -> Batch:
+        """Of a batch's `arrays`, those that update number `step` takes; what it takes decides on its loss."""
+        del step
+        return arrays
+
     def flops(self, shapes: Shapes) -> int:
         """Operations of one step on a batch of arrays of these `shapes`, by name.
 

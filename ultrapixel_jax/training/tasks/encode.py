@@ -41,15 +41,33 @@ def latent(
     return jax.lax.stop_gradient(out.astype(jnp.float32))
 
 
-def text(batch: Batch, frozen: Mapping[str, Any], config: CascadeConfig, dtype: Any) -> Text:
+def words(batch: Batch, frozen: Mapping[str, Any], offsets: Float[Array, "e c"]) -> Float[Array, "e c"]:
+    """Embeddings of new words: the mean of those of the tokens that each starts from, and its offset.
+
+    `starts` of the batch has the ids of these tokens, filled up with -1, for each sample the same.
+    """
+    starts = batch["starts"][0]
+    table = frozen["clip_text"]["params"]["token_embedding"]
+    rows = jax.lax.stop_gradient(table[jnp.maximum(starts, 0)].astype(jnp.float32))
+    counts = (starts >= 0).astype(jnp.float32)[..., None]
+    return (rows * counts).sum(1) / jnp.maximum(counts.sum(1), 1.0) + offsets
+
+
+def text(
+    batch: Batch,
+    frozen: Mapping[str, Any],
+    config: CascadeConfig,
+    dtype: Any,
+    words: Float[Array, "e c"] | None = None,
+) -> Text:
     """States and vectors of the captions; zeros for the image vector where it is not used.
 
-    `frozen` may hold a text encoder that is in training.
+    `frozen` may hold a text encoder that is in training; `words` are embeddings of new words.
     """
     if "text_states" in batch and "clip_text" not in frozen:
         return Text(*(batch[n].astype(dtype) for n in ("text_states", "text_pooled", "image_vector")))
     encoder = ClipText(config.clip_text, dtype=dtype)
-    out: Any = encoder.apply(frozen["clip_text"], batch["ids"], batch["mask"])
+    out: Any = encoder.apply(frozen["clip_text"], batch["ids"], batch["mask"], words)
     states, pooled = out
     image = jnp.zeros((states.shape[0], config.stage_c.c_clip_img), dtype)
     if "image_vector" in batch:

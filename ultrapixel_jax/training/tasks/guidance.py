@@ -17,7 +17,7 @@ from ultrapixel_jax.diffusion import schedule
 from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.stage_c import StageC
-from ultrapixel_jax.training.config import GuidanceTask
+from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask, TrainConfig
 from ultrapixel_jax.training.tasks import encode
 from ultrapixel_jax.training.tasks.base import (
     Batch,
@@ -73,41 +73,52 @@ class TrainGuidance(Task):
         batch: Batch,
     ) -> Losses:
         """The ε loss of the HR pass; the LR pass has no gradient."""
-        config, task = self.config.model, self.config.task
-        guidance = config.guidance
-        assert isinstance(task, GuidanceTask) and isinstance(guidance, GuidanceConfig)
-        hr = encode.latent(batch, "latent", frozen, config, self.dtype)
-        lr = encode.latent(batch, "latent_lr", frozen, config, self.dtype)
-        model = StageCModel(
-            StageC(config.stage_c, scanned=self.config.scanned),
-            frozen["stage_c"],
-            Guidance(guidance),
-            {"params": params["guidance"], **collections["guidance"]},
-            self.dtype,
+        task = self.config.task
+        assert isinstance(task, GuidanceTask)
+        text = encode.text(batch, frozen, self.config.model, self.dtype)
+        networks = {**frozen, "guidance": {"params": params["guidance"], **collections["guidance"]}}
+        return guided_loss(
+            self.config, task.diffusion, networks, text, batch, self.training and task.frozen_dropout
         )
-        conditioning = model.condition(Prompts(*encode.text(batch, frozen, config, self.dtype)))
 
-        logsnr = draw_logsnr(task.diffusion, keys_of(batch, T))
-        logsnr_lr = logsnr
-        if guidance.timestep != "synchronized":
-            t = np.float32(guidance.timestep)
-            logsnr_lr = jnp.full_like(
-                logsnr, schedule.logsnr(t, task.diffusion.schedule, task.diffusion.shift)
-            )
-        x_lr = objective.diffuse(lr, normal(keys_of(batch, LR), lr.shape[1:]), logsnr_lr)
-        features = model.denoise(x_lr, schedule.noise_level(logsnr_lr, jnp), conditioning).features
-        features = jax.lax.stop_gradient(features)
 
-        height, width = hr.shape[1:3]
-        prepared = model.prepare(features, (height, width))
-        scale = ScaleInputs(sizes.scale(height, width), 1.0)
-        epsilon = normal(keys_of(batch, HR), hr.shape[1:])
-        x_hr = objective.diffuse(hr, epsilon, logsnr)
-        predicted = model.denoise(
-            x_hr, schedule.noise_level(logsnr, jnp), conditioning, prepared, scale,
-            dropout_keys=dropout_keys(batch, dropping=self.training and task.frozen_dropout),
-        ).epsilon  # fmt: skip
-        return Losses(objective.epsilon_loss(predicted, epsilon), logsnr)
+def guided_loss(
+    run: TrainConfig,
+    diffusion: DiffusionTraining,
+    networks: Mapping[str, Variables],
+    text: encode.Text,
+    batch: Batch,
+    dropout: bool,
+) -> Losses:
+    """The ε loss of the HR pass of `networks`, guided by their LR pass, which has no gradient."""
+    config, dtype = run.model, jnp.dtype(run.dtype)
+    guidance = config.guidance
+    assert isinstance(guidance, GuidanceConfig)
+    hr = encode.latent(batch, "latent", networks, config, dtype)
+    lr = encode.latent(batch, "latent_lr", networks, config, dtype)
+    stage_c = StageC(config.stage_c, scanned=run.scanned)
+    model = StageCModel(stage_c, networks["stage_c"], Guidance(guidance), networks["guidance"], dtype)
+    conditioning = model.condition(Prompts(*text))
+
+    logsnr = draw_logsnr(diffusion, keys_of(batch, T))
+    logsnr_lr = logsnr
+    if guidance.timestep != "synchronized":
+        t = np.float32(guidance.timestep)
+        logsnr_lr = jnp.full_like(logsnr, schedule.logsnr(t, diffusion.schedule, diffusion.shift))
+    x_lr = objective.diffuse(lr, normal(keys_of(batch, LR), lr.shape[1:]), logsnr_lr)
+    features = model.denoise(x_lr, schedule.noise_level(logsnr_lr, jnp), conditioning).features
+    features = jax.lax.stop_gradient(features)
+
+    height, width = hr.shape[1:3]
+    prepared = model.prepare(features, (height, width))
+    scale = ScaleInputs(sizes.scale(height, width), 1.0)
+    epsilon = normal(keys_of(batch, HR), hr.shape[1:])
+    x_hr = objective.diffuse(hr, epsilon, logsnr)
+    predicted = model.denoise(
+        x_hr, schedule.noise_level(logsnr, jnp), conditioning, prepared, scale,
+        dropout_keys=dropout_keys(batch, dropping=dropout),
+    ).epsilon  # fmt: skip
+    return Losses(objective.epsilon_loss(predicted, epsilon), logsnr)
 
 
 def encoders(task: Task) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class TrainLora(Task):
         task = self.config.task
         assert isinstance(task, LoraTask)
         config = self.config
-        changes = lora.branches({"params": params["lora"]}, config.model.stage_c, scanned=config.scanned)
+        changes = lora.branches({"params": params["lora"]}, config.model.lora, scanned=config.scanned)
         changed = {**frozen["stage_c"], "lora": changes}
         dropout = self.training and task.frozen_dropout
         return denoising_loss(config, task.diffusion, changed, frozen, batch, dropout)

@@ -91,18 +91,21 @@ def denoising_loss(
     batch: Batch,
     dropout: bool,
     *,
+    latent: str = "latent",
+    text: encode.Text | None = None,
     controls: Mapping[int, Array] | None = None,
     offset_noise: float = 0.0,
 ) -> Losses:
     """The ε loss of stage C with variables `stage_c`; the encoders are among `networks`.
 
-    `controls` are a ControlNet's maps by slot. `offset_noise` is the standard deviation of what is added to
-    the noise of a whole channel.
+    Of the batch's `latent`, with its captions or what they are encoded to, `text`. `controls` are a
+    ControlNet's maps by slot. `offset_noise` is the standard deviation of what is added to the noise of a
+    whole channel.
     """
     dtype = jnp.dtype(config.dtype)
     model = StageC(config.model.stage_c, scanned=config.scanned)
-    x0 = encode.latent(batch, "latent", networks, config.model, dtype)
-    text = encode.text(batch, networks, config.model, dtype)
+    x0 = encode.latent(batch, latent, networks, config.model, dtype)
+    text = text or encode.text(batch, networks, config.model, dtype)
     logsnr = draw_logsnr(diffusion, keys_of(batch, T))
     epsilon = normal(keys_of(batch, NOISE), x0.shape[1:])
     if offset_noise:
