@@ -19,6 +19,9 @@ from ultrapixel_jax.checkpoints.named_weights import state_dict
 from ultrapixel_jax.config import ControlNetConfig
 from ultrapixel_jax.layouts.tables.controlnet import RELEASED, SUPER_RESOLUTION
 from ultrapixel_jax.models.controlnet import ControlNet
+from ultrapixel_jax.report import Report
+from ultrapixel_jax.sampling.stages.base import Setup
+from ultrapixel_jax.sampling.stages.control import ControlEncoder
 
 KINDS = ("canny", "inpainting", "super_resolution")
 TABLES = {"canny": RELEASED, "inpainting": RELEASED, "super_resolution": SUPER_RESOLUTION}
@@ -35,9 +38,11 @@ def test_agrees_with_recording(golden):
     module, edges = ControlNet(config), jnp.asarray(nhwc(tensors["in.edges"]))
     specs = variable_specs(module, struct(1, 64, 64, 1))
     variables = import_named(RELEASED, specs, manifest("controlnet_canny"), metadata["weight_seed"])
-    maps = run(module, variables, edges)
-    assert len(maps) == len(config.slots) == 8
-    for slot, found in zip(config.slots, maps, strict=True):
+    setup = Setup(jnp.float32, None, Report(), None)
+    stage = ControlEncoder(setup, lambda kind: (config, variables))
+    maps = stage("canny", edges, (3, 4))  # as sampling runs it
+    assert tuple(maps) == config.slots and len(maps) == 8
+    for slot, found in maps.items():
         kept = found[..., ::4]  # what the recording keeps
         assert relative_error(kept, nhwc(tensors[f"out.{slot}"])) < 3e-5
 

@@ -33,6 +33,9 @@ class Stepping(FakeCascade):
     def __init__(self) -> None:
         super().__init__(config, False)
         self.mesh, self.dtype = None, "float32"
+        self.conditioner = types.SimpleNamespace(
+            on_demand=types.SimpleNamespace(control_identity=lambda kind: "")
+        )
         self.previewer = types.SimpleNamespace(variables={"previewer": 1})
         self.before: dict[tuple[str, int], Callable[[], Any]] = {}
         """What happens before a step is told of, by stage and step."""
@@ -121,7 +124,7 @@ def serving(model: UltraPixel, output: Path) -> Iterator[Client]:
     output.mkdir(exist_ok=True)
     gallery = Gallery(output, output.parent / "small")
     server = Server.at("127.0.0.1", 0, ["pictures.example"])
-    with Studio(model, gallery) as studio, server:
+    with server, Studio(model, gallery) as studio:
         shelf = Shelf(gallery, Sent(output), output.parent / "loras")
         server.routes = Routes(studio, shelf, name="the fake")
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))

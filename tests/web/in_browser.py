@@ -46,7 +46,7 @@ def server(output: Path) -> Iterator[tuple[str, int]]:
     assert process.stdout is not None
     try:
         yield process.stdout.readline().split()[-1], process.pid
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 130
     finally:
         process.kill()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import ipaddress
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def run(options: Options) -> None:
         warnings.simplefilter("ignore", NotUsed)
         model = UltraPixel.load(
             options.checkpoint, config=config, dtype=options.dtype, mesh=options.mesh,
-            preview=options.preview, ema=options.ema, cache=cache or False,
+            preview=options.preview, ema=options.ema, cache=cache or False, controlnets=options.controlnets,
         )  # fmt: skip
 
     # ── Serve ──────────────────────────────────────────────────────────────────────────────────────────
@@ -65,7 +66,8 @@ def run(options: Options) -> None:
             f"warning: whoever reaches {server.address} can draw and see every picture; there is no password",
             file=sys.stderr,
         )
-    with studio, server:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as services are stopped
+    with server, studio:  # whose end ends the streams to browsers
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -35,6 +35,8 @@ class Options:
     """0 takes one that is free."""
     host_names: tuple[str, ...]
     """Names by which browsers may call this machine, beside addresses and its own."""
+    controlnets: tuple[AnyPath, ...]
+    """Checkpoints and runs whose ControlNets count before the model's own."""
     loras: Path | None
     """Directory of LoRA files that browsers can choose from."""
     cache_dir: Path | None
@@ -70,6 +72,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         host=values.host,
         port=values.port,
         host_names=tuple(values.host_name or ()),
+        controlnets=tuple(filter(None, map(existing_checkpoint, values.controlnet or ()))),
         loras=_existing(values.loras),
         cache_dir=values.cache_dir,
         no_cache=values.no_cache,
@@ -96,6 +99,8 @@ def _parser() -> Parser:
     p.flag("--no-ema", "of a run, the trained weights and not their moving average")
     p.option("--dtype", DTYPE, "of computing", shown="bfloat16, but float32 for small models like the demo")
     p.flag("--preview", "the small previewer in place of stages B and A")
+    p.option("--controlnet", place, "a checkpoint or run whose ControlNet is taken; may be repeated",
+             action="append", metavar="DIR")  # fmt: skip
     p.option("--loras", Path, "LoRA files that the page offers", metavar="DIR")
     p.section("running")
     p.option("--mesh", MESH, "devices", shown="one")

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.errors import UserError, one_line
 from ultrapixel_jax.sampling import given
 from ultrapixel_jax.web import reading
 from ultrapixel_jax.web.server import RefusedError
@@ -34,6 +34,10 @@ class Sent:
             UserError: it is no picture, is damaged, too small or too large, or the folder is full.
         """
         kind = reading.check_given(file)
+        try:
+            picture = given.picture(file)
+        except UserError as error:
+            raise UserError(one_line(error).replace(repr(str(file)), "that was sent")) from error
         with file.open("rb") as data:
             checksum = hashlib.file_digest(data, "sha256").hexdigest()[:16]
         name = f"{checksum}.{kind}"
@@ -49,7 +53,6 @@ class Sent:
                 part = self._folder / f".{name}.part"
                 shutil.copyfile(file, part)
                 part.replace(self._folder / name)
-        picture = given.picture(self._folder / name)
         return {"source": f"{FOLDER}/{name}", "height": picture.height, "width": picture.width}
 
     def path(self, name: str) -> Path:

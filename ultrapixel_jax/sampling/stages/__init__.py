@@ -3,7 +3,10 @@
 | stage | takes | gives |
 |---|---|---|
 | `text.TextEncoder` | prompts and negative prompts | `Prompts` |
-| `stage_c.TwoBranchSampler` | `Prompts` | `LowPass`, then `StageCLatents` |
+| `image_prompt.ImagePromptEncoder` | pictures in the place of words | their vectors, for `Prompts` |
+| `latent.LatentEncoder` | pictures | stage C's latents, to start from or to keep |
+| `control.ControlEncoder` | control images | ControlNets' maps |
+| `stage_c.TwoBranchSampler` | `Prompts`, and for each pass `Given` | `LowPass`, then `StageCLatents` |
 | `stage_b.StageBSampler` | the pooled text, stage C's latent | stage A's latent |
 | `pixels.TiledDecoder` | stage A's latent | pixels |
 | `pixels.PreviewDecoder` | stage C's latent | pixels, in place of the last two |
