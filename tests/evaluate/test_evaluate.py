@@ -19,14 +19,17 @@ from tests.models.test_whole_clip import theirs
 from tests.released import write
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, Tokenizer
 from ultrapixel_jax.compilation import cache
-from ultrapixel_jax.evaluate import features, plots
+from ultrapixel_jax.config import DiffusionConfig
+from ultrapixel_jax.evaluate import features, plots, table_one
 from ultrapixel_jax.evaluate.__main__ import main
 from ultrapixel_jax.evaluate.sets import read_set
 from ultrapixel_jax.layouts.apply import flatten, import_tensors, plan_import
 from ultrapixel_jax.layouts.tables.inception import FILE
 from ultrapixel_jax.models import measuring
 from ultrapixel_jax.models.clip_vision import preprocess
-from ultrapixel_jax.sampling.picture import KEY
+from ultrapixel_jax.sampling import pictures
+from ultrapixel_jax.sampling.picture import KEY, Picture
+from ultrapixel_jax.sampling.requests import make_requests
 
 __all__ = ["weights"]
 SMALL = ["--quiet", "--batch-size", "8", "--resamples", "20", "--workers", "0"]
@@ -299,3 +302,55 @@ def test_wrong_files_are_no_weights(
         assert convert([*paths, "--component", named]) == 2
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1, said
+
+
+class Model:
+    """Draws noise of the request's seed."""
+
+    drawn: list[tuple[int, int]] = []  # noqa: RUF012
+
+    def device_batch(self, size: int) -> int:
+        return size
+
+    def run(self, **settings: Any) -> pictures.Run:
+        return pictures.Run("stub", "stub", "float32", mesh={}, lr_side=8, **settings)
+
+    def requests(self, entries: Any, *, height: int, width: int) -> Any:
+        own = DiffusionConfig()
+        return make_requests(
+            entries, height=height, width=width, stage_c=own, stage_b=own, seed=0, negative_prompt="",
+            num_images=1,
+        )  # fmt: skip
+
+    def compile(self, requests: Any) -> None: ...
+
+    def draw(self, requests: Any) -> Any:
+        (request,) = requests
+        self.drawn.append((request.height, request.width))
+        seed = [len(request.prompt), request.width]
+        image = np.random.default_rng(seed).integers(0, 256, (request.height, request.width, 3), np.uint8)
+        run = self.run(batch_size=1, tile=None, decode_memory=4.0)
+        yield 0, Picture.of(image, pictures.describe(request, run))
+
+
+def test_every_size_is_drawn_once_timed_and_measured(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_one.UltraPixel, "load", lambda checkpoint: Model())
+    (tmp_path / "prompts.txt").write_text("a fox\na red star\nsnow\n")
+    command = ["--sizes", "256x256", "256x320", "--prompts", tmp_path / "prompts.txt", "--count", "2"]
+    command += ["--weights", weights / "weights", "--crops", "none", "--output", tmp_path / "out"]
+    command += ["--resamples", "9", "--batch-size", "4", "--quiet"]
+    for _ in range(2):  # the second time, all is there
+        assert main([*map(str, command)]) == 0
+    assert Model.drawn == [(256, 256)] * 2 + [(256, 320)] * 2
+    page = (tmp_path / "out" / "sizes.md").read_text(encoding="utf-8")
+    assert "| size | IS | CLIP score (L/14) | seconds |" in page
+    columns = json.loads((tmp_path / "out" / "sizes.json").read_text())
+    assert list(columns) == ["256x256", "256x320"]
+    for name, figures in columns.items():
+        lines = (tmp_path / "out" / "pictures" / name / "seconds.jsonl").read_text().splitlines()
+        seconds = [json.loads(line)["seconds"] for line in lines]
+        assert len(seconds) == 2
+        assert figures["latency"]["value"] == pytest.approx(np.median(seconds))
+        assert (tmp_path / "out" / name / "report.md").is_file()
