@@ -121,7 +121,8 @@ COMMANDS = (
     "ultrapixel_jax.demo.measure.validate", "ultrapixel_jax.web.__main__",
     "benchmarks.sampling", "benchmarks.topologies",
     "benchmarks.layers", "benchmarks.start_up", "benchmarks.training", "benchmarks.data", "benchmarks.memory",
-    "benchmarks.starting", "benchmarks.house", "benchmarks.absent_tpu", "benchmarks.named_checkpoint",
+    "benchmarks.starting", "benchmarks.house", "benchmarks.absent_tpu", "benchmarks.ahead",
+    "benchmarks.named_checkpoint",
 )  # fmt: skip
 
 
