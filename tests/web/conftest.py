@@ -124,7 +124,7 @@ def serving(model: UltraPixel, output: Path) -> Iterator[Client]:
     output.mkdir(exist_ok=True)
     gallery = Gallery(output, output.parent / "small")
     server = Server.at("127.0.0.1", 0, ["pictures.example"])
-    with Studio(model, gallery) as studio, server:
+    with server, Studio(model, gallery) as studio:
         shelf = Shelf(gallery, Sent(output), output.parent / "loras")
         server.routes = Routes(studio, shelf, name="the fake")
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))

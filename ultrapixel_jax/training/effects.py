@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from ultrapixel_jax.training.config import (
-    GuidanceTask,
+    GUIDED,
     PreviewerTask,
     StageATask,
     StageBTask,
@@ -57,7 +57,7 @@ RULES = (
     Rule(("data.cache-dir",), lambda c: "://" not in c.data.path, "data.path is on this machine"),
     Rule(
         ("data.lr-latent", "data.lr-resize"),
-        lambda c: not isinstance(c.task, GuidanceTask),
+        lambda c: not isinstance(c.task, GUIDED),
         "the task sees no low-resolution image",
     ),
     Rule(("data.caption-dropout",), _is(*WORDLESS), "the task reads no captions"),

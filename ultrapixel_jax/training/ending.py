@@ -11,6 +11,7 @@ from ultrapixel_jax.training.config import (
     ControlNetTask,
     GuidanceTask,
     LoraTask,
+    PersonalTask,
     StageCTask,
     TextTask,
     TrainConfig,
@@ -46,6 +47,9 @@ def to_sample(config: TrainConfig, networks: Collection[str]) -> str:
         kind = config.model.controlnet.kind
         files = "IMAGE:MASK" if kind == "inpainting" else "IMAGE"
         return f"sample from it: {draw.format(run)} --control {kind}:{files}"
-    if not isinstance(config.task, GuidanceTask | LoraTask | StageCTask | TextTask):
+    if isinstance(config.task, PersonalTask) and config.model.lora.tokens:
+        word = config.model.lora.tokens[0].partition("=")[0].strip()
+        return f"draw it: python sample.py --checkpoint {run} --prompt " + shlex.quote(f"a photo of {word}")
+    if not isinstance(config.task, GuidanceTask | LoraTask | PersonalTask | StageCTask | TextTask):
         return f"pictures decoded by it: {draw.format(run)}"
     return f"sample from it: {draw.format(run)}"

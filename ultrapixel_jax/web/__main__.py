@@ -67,7 +67,7 @@ def run(options: Options) -> None:
             file=sys.stderr,
         )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as services are stopped
-    with studio, server:
+    with server, studio:  # whose end ends the streams to browsers
         try:
             server.serve_forever()
         except KeyboardInterrupt:

@@ -31,6 +31,8 @@ from ultrapixel_jax.errors import UserError, one_line
 MAX_CONNECTIONS = 128
 PATIENCE = 30.0
 """Seconds that a browser may be silent within a request, or keep a connection without one."""
+ENDING = 10.0
+"""Seconds that a connection may take to end with the server."""
 MAX_JSON = 256 * 1024
 """Bytes of a JSON body."""
 DRAINED = 512 * 2**20
@@ -155,6 +157,7 @@ class Server(ThreadingHTTPServer):
         machine = socket.gethostname().lower()
         self._names = {"localhost", machine, f"{machine}.local", *names}
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._taken: dict[threading.Thread, socket.socket] = {}
         super().__init__(address, Handler)
 
     @classmethod
@@ -214,10 +217,23 @@ class Server(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer what comes over a connection."""
+        thread = threading.current_thread()
+        self._taken[thread] = request
         try:
             super().process_request_thread(request, client_address)
         finally:
+            del self._taken[thread]
             self._free.release()
+
+    def server_close(self) -> None:
+        """Close all connections, and wait for their threads: one that lives longer than the interpreter and
+        is the last to hold a compiled function aborts the process in jaxlib.
+        """
+        super().server_close()
+        for thread, connection in [*self._taken.items()]:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join(ENDING)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that has gone is nothing to tell."""

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -173,6 +173,7 @@ class Studio:
             if cut := self.model.cascade.truncated(text):
                 tokens = self.model.config.clip_text.positions
                 notes.append(f"prompt over {tokens} tokens, cut off is: {one_line(cut)!r:.200}")
+        assert isinstance(ask.entry.conditions, Mapping)
         given = {*ask.entry.settings, *ask.entry.conditions}
         given |= {"negative_prompt"} if ask.entry.negative_prompt else set()
         situation = effects.Situation(

@@ -47,7 +47,21 @@ function makeEasel(first, open) {
   const stages = h("ol", { className: "stages" }, ...bars.map((bar) => bar.element));
   const seed = first.count > 1 ? `seeds ${first.seed} to ${first.seed + first.count - 1}` : `seed ${first.seed}`;
   const words = h("p", { className: "caption" }, h("span", { className: "prompt" }, first.prompt), " ", h("span", { className: "quiet" }, `${first.width}×${first.height}, ${seed}`));
+  const images = new Map();
   let look = "";
+  let last;
+
+  /** Of each preview there is one image: it shows the one before until the new one has come. */
+  function preview(job, kind, n) {
+    const key = `${kind} ${n}`;
+    if (!images.has(key)) {
+      const words = kind === "plan" ? "The plan so far" : "The picture so far";
+      images.set(key, h("img", { alt: words, className: kind, width: job.width, height: job.height }));
+    }
+    const source = `api/jobs/${job.id}/${kind}/${n}?v=${job.previewed}`;
+    if (images.get(key).getAttribute("src") !== source) images.get(key).src = source;
+    return images.get(key);
+  }
 
   function frame(job, gallery) {
     const now = job.pictures.length && !["drawing", "waiting"].includes(job.state)
@@ -58,7 +72,13 @@ function makeEasel(first, open) {
     const large = job.previews.large ? "large" : job.previews.plan ? "plan" : null;
     const finished = job.pictures.filter((name) => gallery.has(name)).map((name) => finishedPicture(gallery.get(name), job, open));
     const over = !["drawing", "waiting"].includes(job.state);
-    const previews = over || !large ? [] : [...Array(job.previews[large]).keys()].map((n) => preview(job, large, n));
+    let previews = over || !large ? [] : [...Array(job.previews[large]).keys()].map((n) => preview(job, large, n));
+    if (previews.some((image) => !image.naturalWidth)) {  // the first of its kind: what is there stays meanwhile
+      look = "";
+      Promise.all(previews.map((image) => image.decode())).then(() => frame(...last), () => {});
+      if (easel.childElementCount) return;
+      previews = [];
+    }
     const plans = large === "large" && job.previews.plan && !over
       ? h("div", { className: "inset", title: "The plan" }, ...[...Array(job.previews.plan).keys()].map((n) => preview(job, "plan", n)))
       : null;
@@ -72,6 +92,7 @@ function makeEasel(first, open) {
     element: h("div", { className: "at-work" }, easel, h("div", { className: "beside" }, words, status, time, stages, fault, notes, cancel)),
     update(job, gallery) {
       const over = !["drawing", "waiting"].includes(job.state);
+      last = [job, gallery];
       frame(job, gallery);
       say(status, statusOf(job));
       say(time, job.state === "drawing" && job.seconds !== null ? `About ${duration(job.seconds)} left` : "");
@@ -105,12 +126,6 @@ function statusOf(job) {
         ? `${WORDS[job.stage]}${of}. A size that is new is compiled first`
         : `${WORDS[job.stage]}${of}`;
   }
-}
-
-function preview(job, kind, n) {
-  const source = `api/jobs/${job.id}/${kind}/${n}?v=${job.previewed}`;
-  const words = kind === "plan" ? "The plan so far" : "The picture so far";
-  return h("img", { src: source, alt: words, className: kind, width: job.width, height: job.height });
 }
 
 function finishedPicture(picture, job, open) {
