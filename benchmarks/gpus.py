@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,20 +100,18 @@ def device_of(name: str) -> Any:
     Raises:
         UserError: CUDA's plugin is not installed, or does not take the description.
     """
-    import logging
-
     import jax
     from jax.experimental import topologies
 
     try:
-        from jax_plugins import xla_cuda13
+        plugin = importlib.import_module("jax_plugins.xla_cuda13")
     except ImportError as error:
         raise UserError(
             'no compiler for NVIDIA GPUs here; pip install "jax[cuda13]" into an environment of its own'
         ) from error
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.CRITICAL)  # it misses a driver
     with contextlib.suppress(Exception):  # as this does, which leaves the compiler behind all the same
-        xla_cuda13.initialize()
+        plugin.initialize()
     try:
         described = topologies.get_topology_desc(
             platform="cuda", topology_name=name, target_config=GPUS[name].described(), topology="1x1x1"
