@@ -183,9 +183,7 @@ def _fid(rows: statistics.Rows, part: Part, settings: Settings, crops: int | Non
     width = rows.values.shape[1]
     notes = []
     if len(rows.values) <= width:
-        notes.append(
-            f"{len(rows.values)} rows of {width} values: the covariance is singular, FID is too large"
-        )
+        notes.append(f"{len(rows.values)} rows of {width} values: the covariance is singular")
     if interval is not None and resamples != settings.resamples:
         notes.append(f"{resamples} resamples")
     return Figure(value, rows.count, interval, None, crops, part.count, "; ".join(notes))
