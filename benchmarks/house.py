@@ -51,6 +51,7 @@ STOREYS: tuple[Mapping[str, str], ...] = (
         "layouts": "files of others: reading · names of their tensors · LoRA",
     },
     {"sampling": "stages · pipeline · requests · conditions · pictures · tiling · export"},
+    {"evaluate": "FID, KID, IS · CLIP score, PickScore · features · reports"},
     {"training": "tasks · step · optimizer · state · checkpoints of a run · machines · log"},
     {"": "the public API"},
     {
@@ -132,7 +133,7 @@ def sizes(root: Path) -> str:
 
 SVG = "http://www.w3.org/2000/svg"
 WIDTH, LEVEL, LEFT, EAVES = 960, 74, 40, 150
-WALLS = ("#f7f1e6", "#eef3fb", "#eef3fb", "#eef3fb", "#eef3fb", "#fdf1e0", "#fdf1e0", "#e9f5ea")
+WALLS = ("#f7f1e6", *("#eef3fb",) * 5, "#fdf1e0", "#fdf1e0", "#e9f5ea")
 
 
 def svg() -> str:

@@ -21,7 +21,7 @@ from ultrapixel_jax.checkpoints.runs import is_run
 from ultrapixel_jax.commands import DTYPE, one_of, whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import is_remote, place
-from ultrapixel_jax.layouts.lora.write import LAYOUTS
+from ultrapixel_jax.layouts.lora import LAYOUTS
 
 _CONVERSION, _GATHERING, _EXPORT = "conversion", "gathering runs and checkpoints", "export"
 ONLY = {

@@ -29,7 +29,7 @@ from ultrapixel_jax.layouts.apply import TableError, import_tensors
 from ultrapixel_jax.layouts.describe import look
 from ultrapixel_jax.layouts.files import TensorFile, check_finite, find_files
 from ultrapixel_jax.layouts.lora.read import is_lora, read
-from ultrapixel_jax.models import components
+from ultrapixel_jax.models import components, measuring
 from ultrapixel_jax.models.components import parameter_count
 from ultrapixel_jax.models.lora import Lora
 
@@ -65,7 +65,9 @@ def _load(path: Path) -> CascadeConfig:
 
 
 def component_name(found: Recognised) -> str:
-    """Name in the checkpoint directory."""
+    """Name in the checkpoint directory; of whole CLIPs, several measure pictures."""
+    if found.format.component == "clip":
+        return found.variant
     return components.entry_name(found.format.component, found.config)
 
 
@@ -97,7 +99,7 @@ def convert(
             if len(loras) > 1:
                 raise UserError(f"lora is in both {printable(loras[0][0].path)} and {where}; give only one")
             continue
-        for file, found in _networks(whole, known):
+        for file, found in _networks(whole, known, only):
             name = component_name(found)
             if only and name not in only:
                 continue
@@ -144,7 +146,7 @@ def convert(
                 ",".join(sorted({str(d) for _, d in file.specs.values() if d.kind not in "iub"})),
             )  # fmt: skip
             print(row(*cells), flush=True)
-        if "clip_text" in chosen:
+        if "clip_text" in chosen or any(measuring.kind_of(name) == "clip" for name in chosen):
             _find_tokenizer(writer, tokenizer, sources)
     print(f"written: {output}")
 
@@ -200,7 +202,7 @@ def lora_component(
 
 
 def _networks(
-    whole: TensorFile, known: Sequence[tuple[str, CascadeConfig]]
+    whole: TensorFile, known: Sequence[tuple[str, CascadeConfig]], only: Sequence[str]
 ) -> Iterator[tuple[TensorFile, Recognised]]:
     """What a file holds. Where a message has no room for all problems, they are put in a file."""
     where = printable(whole.path)
@@ -209,7 +211,7 @@ def _networks(
         if not formats_of(shapes):
             raise UserError(f"{where} is no checkpoint known here: {printable(look(whole.specs))}")
         try:
-            for found in recognise(shapes, known, where):
+            for found in recognise(shapes, known, where, only):
                 yield file, found
         except TableError as error:
             if not error.left_out:

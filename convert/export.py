@@ -43,7 +43,7 @@ def export_checkpoint(
 
     The layout is the released one (transformers' for CLIP), each tensor in the dtype it is stored in. Of a
     training run, the components are those that it trains, in float32; the moving average where it has one.
-    A LoRA is written in `layout`, one of `layouts.lora.write.LAYOUTS`; None is UltraPixel's.
+    A LoRA is written in `layout`, one of `layouts.lora.LAYOUTS`; None is UltraPixel's.
 
     Raises:
         UserError: neither a checkpoint nor a run, an unknown component, a file that exists.

@@ -18,12 +18,13 @@ from ultrapixel_jax.layouts.tables import (
     controlnet,
     effnet_encoder,
     guidance,
+    inception,
     previewer,
     stage_a,
     stage_b,
     stage_c,
 )
-from ultrapixel_jax.models import components
+from ultrapixel_jax.models import components, measuring
 
 Rename = Callable[[Sequence[str], Any], dict[str, str]]
 """Keys of a file and the component's configuration to {file key: key that the table reads}."""
@@ -107,6 +108,15 @@ FORMATS: tuple[Format, ...] = (
         (r"vision_model\.embeddings\.class_embedding", r"visual_projection\.weight"),
         ignore=rf"{_TEXT}|logit_scale",
     ),
+    # What measures pictures.
+    Format("inception", "released", inception.FILE, (r"Mixed_7c\.branch_pool\.conv\.weight", r"fc\.weight")),
+    Format(
+        "clip", "transformers", clip.WHOLE,
+        (
+            r"text_model\.embeddings\.token_embedding\.weight", r"vision_model\.embeddings\.class_embedding",
+            r"logit_scale",
+        ),
+    ),
 )  # fmt: skip
 
 
@@ -138,27 +148,31 @@ def variables_of(name: str, config: Any, tensors: Mapping[str, Any]) -> dict[str
     return import_tensors(steps, by_table.__getitem__)[0]
 
 
-def recognise(shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: str) -> list[Recognised]:
+def recognise(
+    shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: str, named: Sequence[str] = ()
+) -> list[Recognised]:
     """What the tensors of a file are.
 
     Args:
         shapes: shape of every tensor, by the file's key.
         known: named configurations, tried in order.
         what: how messages call the file.
+        named: components that are asked for by name; a whole CLIP only is if it is among them.
 
     Returns:
-        One entry, or two for a file with both towers of CLIP.
+        One entry, or several for a file with both towers of CLIP.
 
     Raises:
         UserError: no format fits; or none of the known sizes does, with every mismatch of the nearest.
     """
-    found = formats_of(shapes)
+    whole = [name for name in named if measuring.kind_of(name) == "clip"]
+    found = [f for f in formats_of(shapes) if f.component != "clip" or whole]
     if not found:
         raise UserError(f"{what} is no checkpoint known here: {look(shapes)}")
     out, failures = [], []
     for fmt in found:
         try:
-            out.append(_fit(fmt, shapes, known, what))
+            out += _fits(fmt, shapes, candidates(fmt.component, known, whole), what)
         except UserError as error:
             failures.append(error)
     # Of both towers of CLIP in one file, one may be of a size that nothing here uses.
@@ -167,10 +181,12 @@ def recognise(shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: 
     return out
 
 
-def _fit(fmt: Format, shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]], what: str) -> Recognised:
+def _fits(fmt: Format, shapes: Shapes, variants: Sequence[tuple[str, Any]], what: str) -> list[Recognised]:
+    """What the file is in this format: one variant, but for whole CLIPs, of which two have the same sizes."""
     own = {key: shape for key, shape in shapes.items() if not re.match(fmt.ignore, key)}
     failures: list[TableError] = []
-    for variant, config in candidates(fmt.component, known):
+    fits: list[Recognised] = []
+    for variant, config in variants:
         if not fmt.accepts(config):
             continue
         renamed = fmt.rename(list(own), config)
@@ -182,18 +198,36 @@ def _fit(fmt: Format, shapes: Shapes, known: Sequence[tuple[str, CascadeConfig]]
         except TableError as error:
             failures.append(error)
         else:
-            return Recognised(fmt, variant, config, steps, {renamed[key]: key for key in own})
-    raise min(failures, key=lambda e: len(e.problems))
+            fits.append(Recognised(fmt, variant, config, steps, {renamed[key]: key for key in own}))
+            if fmt.component != "clip":
+                break
+    if not fits and not failures:
+        raise UserError(f"{what}: no {fmt.component} of a known size")
+    if not fits:
+        raise min(failures, key=lambda e: len(e.problems))
+    return fits
 
 
 @functools.lru_cache(64)
 def _paths(component: str, config: Any) -> Shapes:
     """Shapes of a component by path. Tracing a network takes seconds, and several files ask for one."""
-    return {p: tuple(s.shape) for p, s in flatten(components.abstract(component, config)).items()}
+    if component in measuring.KINDS:
+        variables = measuring.abstract(config)
+    else:
+        variables = components.abstract(component, config)
+    return {p: tuple(s.shape) for p, s in flatten(variables).items()}
 
 
-def candidates(component: str, known: Sequence[tuple[str, CascadeConfig]]) -> list[tuple[str, Any]]:
-    """(variant, configuration) of a component in every known cascade, each size once."""
+def candidates(
+    component: str, known: Sequence[tuple[str, CascadeConfig]], whole: Sequence[str] = ()
+) -> list[tuple[str, Any]]:
+    """(variant, configuration) of a component in every known cascade, each size once; of what measures
+    pictures, those of the files that people have, of CLIPs the ones named.
+    """
+    if component == "inception":
+        return [("2015-12-05", measuring.NETWORKS["inception"])]
+    if component == "clip":
+        return [(name, measuring.CLIPS[name]) for name in dict.fromkeys(whole)]
     out: list[tuple[str, Any]] = []
     for name, cascade in known:
         config = getattr(cascade, component)

@@ -35,6 +35,7 @@ EXTRAS = re.compile(
     r"(.*\.)?(scaled_fp8|logit_scale|n_averaged|comfy_quant|scale_input|input_scale|attn_mask)|mean|std"
 )
 """Tensors that no network is made of."""
+SCALE = re.compile(r"(.*\.)?logit_scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,16 @@ def networks(file: TensorFile) -> list[TensorFile]:
     parts = [
         p for part in _parts(views, PARTS) for p in _parts(part, VAE_PARTS, r"encoder\.(backbone|mapper)\.")
     ]
-    return [_as_file(file, _renamed(part)) for part in parts]
+    scales = [View((key,), spec, _same) for key, spec in file.specs.items() if SCALE.fullmatch(key)]
+    return [_as_file(file, _with_scale(_renamed(part), *scales[:1])) for part in parts]
+
+
+def _with_scale(views: Views, scale: View | None = None) -> Views:
+    """A whole CLIP with the scale of its cosines, which no other network has."""
+    towers = {key.partition(".")[0] for key in views}
+    if scale is None or not towers >= {"text_model", "vision_model"}:
+        return views
+    return {**views, "logit_scale": scale}
 
 
 def _same(x: np.ndarray) -> np.ndarray:
@@ -66,7 +76,8 @@ def _same(x: np.ndarray) -> np.ndarray:
 def _as_file(file: TensorFile, views: Views) -> TensorFile:
     def read(key: str) -> np.ndarray:
         view = views[key]
-        return np.ascontiguousarray(view.make(*(file.read(source) for source in view.keys)))
+        made = np.ascontiguousarray(view.make(*(file.read(source) for source in view.keys)))
+        return made.reshape(view.spec[0])  # NumPy's contiguous arrays have a dimension or more
 
     return dataclasses.replace(file, specs={key: view.spec for key, view in views.items()}, reader=read)
 
@@ -177,7 +188,18 @@ OPEN_CLIP = {
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "ln_final.weight": "text_model.final_layer_norm.weight",
     "ln_final.bias": "text_model.final_layer_norm.bias",
+    "visual.class_embedding": "vision_model.embeddings.class_embedding",
+    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "visual.ln_pre.weight": "vision_model.pre_layrnorm.weight",
+    "visual.ln_pre.bias": "vision_model.pre_layrnorm.bias",
+    "visual.ln_post.weight": "vision_model.post_layernorm.weight",
+    "visual.ln_post.bias": "vision_model.post_layernorm.bias",
 }
+OPEN_CLIP_PROJECTIONS = {
+    "text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight",
+}  # fmt: skip
+"""These are (in, out)."""
 OPEN_CLIP_LAYER = {
     "ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj",
     "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
@@ -185,23 +207,22 @@ OPEN_CLIP_LAYER = {
 
 
 def _open_clip(views: Views) -> Views:
-    """CLIP's text tower in open_clip's names to transformers'; the picture's tower is left out."""
+    """CLIP in open_clip's names to transformers'."""
     out: dict[str, View] = {}
     for key, view in views.items():
-        layer = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", key)
-        if key.startswith("visual."):
-            continue
-        if key == "text_projection":
-            out["text_projection.weight"] = _transposed(view)
-        elif layer and layer[2] == "attn.in_proj":
-            shape = (view.spec[0][0] // 3, *view.spec[0][1:])
-            for i, name in enumerate("qkv"):
-                make: Any = lambda *xs, i=i, view=view: np.split(view.make(*xs), 3)[i]  # noqa: E731
-                name = f"text_model.encoder.layers.{layer[1]}.self_attn.{name}_proj.{layer[3]}"
-                out[name] = View(view.keys, (shape, view.spec[1]), make)
-        elif layer:
-            inner = OPEN_CLIP_LAYER.get(layer[2], layer[2])
-            out[f"text_model.encoder.layers.{layer[1]}.{inner}.{layer[3]}"] = view
+        layer = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)", key)
+        if key in OPEN_CLIP_PROJECTIONS:
+            out[OPEN_CLIP_PROJECTIONS[key]] = _transposed(view)
+        elif layer is None:
+            out[OPEN_CLIP.get(key) or re.sub(r"^visual\.", "vision_model.", key)] = view
         else:
-            out[OPEN_CLIP.get(key, key)] = view
+            tower = "vision_model" if layer[1] else "text_model"
+            stem, name, leaf = f"{tower}.encoder.layers.{layer[2]}", layer[3], layer[4]
+            if name != "attn.in_proj":
+                out[f"{stem}.{OPEN_CLIP_LAYER.get(name, name)}.{leaf}"] = view
+                continue
+            shape = (view.spec[0][0] // 3, *view.spec[0][1:])
+            for i, part in enumerate("qkv"):
+                make: Any = lambda *xs, i=i, view=view: np.split(view.make(*xs), 3)[i]  # noqa: E731
+                out[f"{stem}.self_attn.{part}_proj.{leaf}"] = View(view.keys, (shape, view.spec[1]), make)
     return out

@@ -85,7 +85,7 @@ def test_every_import_is_declared() -> None:
         return name.lower().replace("_", "-")
 
     optional = project["optional-dependencies"]
-    of_all = names(*project["dependencies"], *optional["parquet"], *optional["gcs"])
+    of_all = names(*project["dependencies"], *optional["parquet"], *optional["plots"], *optional["gcs"])
     of_tests = of_all | names(*optional["test"], *optional["launch"], *optional["browser"])
     missing = []
     for path in files():

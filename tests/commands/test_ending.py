@@ -114,11 +114,12 @@ def test_a_lost_stderr_changes_nothing(make: Any, monkeypatch: pytest.MonkeyPatc
 
 COMMANDS = (
     "sample", "train", "convert.__main__", "ultrapixel_jax.data.build", "ultrapixel_jax.data.cache",
-    "ultrapixel_jax.data.preview",
+    "ultrapixel_jax.data.preview", "ultrapixel_jax.evaluate.__main__",
     "ultrapixel_jax.demo.train", "ultrapixel_jax.demo.sheet", "ultrapixel_jax.demo.world.build",
     "ultrapixel_jax.demo.world.words", "ultrapixel_jax.demo.measure.ablations",
     "ultrapixel_jax.demo.measure.card", "ultrapixel_jax.demo.measure.evaluate",
     "ultrapixel_jax.demo.measure.validate", "ultrapixel_jax.web.__main__",
+    "ultrapixel_jax.demo.measure.control",
     "benchmarks.sampling", "benchmarks.topologies",
     "benchmarks.layers", "benchmarks.start_up", "benchmarks.training", "benchmarks.data", "benchmarks.memory",
     "benchmarks.starting", "benchmarks.house", "benchmarks.absent_tpu", "benchmarks.ahead",

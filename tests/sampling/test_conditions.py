@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sampling import arguments, conditions, given, pictures
+from ultrapixel_jax.sampling import arguments, condition_keys, conditions, given, pictures
 from ultrapixel_jax.sampling.conditions import (
     Conditions,
     Control,
@@ -217,3 +218,45 @@ def test_arguments_in_python(files):
     assert arguments.conditions({}) == conditions.NONE
     entry = Entry("a", conditions=own)
     assert make_requests([entry], **SIZE)[0].conditions == own
+
+
+def test_what_is_written_wrong_is_a_line(files):
+    a, mask = str(files / "a.png"), str(files / "mask.png")
+    for name, value, message in [
+        ("control", "cany:x.png", "did you mean 'canny'"), ("control", "depth:x.png", "KIND is canny, "),
+        ("control", "x.png", "not KIND:IMAGE"), ("control", "inpainting:x.png", "has no mask"),
+        ("control", "canny:", "names no file"), ("control_map", "inpainting:x:y", "no map of edges"),
+        ("control_strength", "1,x", "'x' is not a number"), ("control_until", 2, "0 and at most 1"),
+        ("canny_thresholds", "5", "not LOW,HIGH"), ("control_pass", "low", "use lr, hr, both"),
+        ("strength", 0, "above 0"), ("inpaint", "a.png", "not IMAGE:MASK"), ("feather", -1, "outside 0"),
+        ("image", ["x", "y"], "image takes one value"), ("inpaint", ["x"] * 3, "inpaint takes one value"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            condition_keys.read(name, value)
+    path = Path(a)
+    two = (("canny", path, None), ("inpainting", path, Path(mask)))
+    for values, message in [
+        ({"control": two, "control_strength": (1.0,) * 3}, "3 values for 2 controls"),
+        ({"image": path, "upscale": path}, "image and upscale do not go together"),
+        ({"inpaint": (path, files / "none.png")}, "does not exist"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            condition_keys.conditions_of(values)
+    made = condition_keys.conditions_of(
+        {
+            "control": two,
+            "control_strength": (0.5, 2.0),
+            "control_until": (0.5,),
+        }
+    ).controls
+    assert [(c.strength, c.until, c.ready) for c in made] == [(0.5, 0.5, False), (2.0, 0.5, False)]
+    for steering, message in [
+        ({"mask": mask}, "mask needs the image"), ({"image": a, "upscale": a}, "do not go together"),
+        ({"image": a, "strength": "far"}, "'far' is not a number"),
+        ({"image": a, "strength": 2}, "at most 1"),
+        ({"image": a, "mask": mask, "feather": 0.5}, "feather 0.5 is not a whole number"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            arguments.conditions(steering)
+    of_all = {"image": path, "strength": 0.5}
+    assert condition_keys.merged(of_all, {"upscale": path}) == {"upscale": path, "strength": 0.5}

@@ -14,6 +14,7 @@ from ultrapixel_jax.config.cascade import (
 )
 from ultrapixel_jax.config.mesh import MESH_AXES, parse_mesh
 from ultrapixel_jax.config.networks import (
+    ClipConfig,
     ClipTextConfig,
     ClipVisionConfig,
     ControlNetConfig,
@@ -21,6 +22,7 @@ from ultrapixel_jax.config.networks import (
     EfficientNetStage,
     EffnetEncoderConfig,
     GuidanceConfig,
+    InceptionConfig,
     LevelConfig,
     LoraConfig,
     PreviewerConfig,
@@ -43,6 +45,7 @@ __all__ = [
     "MAX_STEPS",
     "MESH_AXES",
     "CascadeConfig",
+    "ClipConfig",
     "ClipTextConfig",
     "ClipVisionConfig",
     "ControlNetConfig",
@@ -51,6 +54,7 @@ __all__ = [
     "EfficientNetStage",
     "EffnetEncoderConfig",
     "GuidanceConfig",
+    "InceptionConfig",
     "LevelConfig",
     "LoraConfig",
     "PreviewerConfig",

@@ -314,3 +314,45 @@ class LoraConfig:
                 raise UserError(
                     f"lora.modules: {pattern!r:.80} is no regular expression ({error})"
                 ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """A whole CLIP, for scoring pictures. Defaults: openai/clip-vit-large-patch14."""
+
+    text: ClipTextConfig = ClipTextConfig(width=768, layers=12, heads=12, mlp_width=3072, projection=768)
+    """The text tower."""
+    vision: ClipVisionConfig = ClipVisionConfig()
+    """The image tower."""
+    activation: Literal["gelu", "quick_gelu"] = "quick_gelu"
+    """In the MLPs of both: `quick_gelu` in OpenAI's, `gelu` in OpenCLIP's."""
+
+    def __post_init__(self) -> None:
+        if self.text.projection != self.vision.projection:
+            raise UserError(
+                f"CLIP's towers project to {self.text.projection} and {self.vision.projection} values; "
+                "they must agree"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class InceptionConfig:
+    """Inception-v3 of 2015, by which FID is measured. Defaults: the network of the file."""
+
+    image_size: int = 299
+    """Side of the input in pixels, 75 at least."""
+    divide: int = 1
+    """Every width is divided by this; 16 is the most."""
+    classes: int = 1008
+    """Values of the last layer."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 75 or 16 % self.divide:
+            raise UserError(
+                f"Inception of {self.image_size} pixels, divided by {self.divide}, cannot be built"
+            )
+
+    @property
+    def features(self) -> int:
+        """Width of what FID compares."""
+        return 2048 // self.divide

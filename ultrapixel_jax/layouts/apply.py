@@ -74,8 +74,10 @@ def plan_import(rows: Sequence[Row], keys: Shapes, paths: Shapes, what: str) -> 
     problems: list[str] = []
     steps: list[Step] = []
     filled: dict[str, str] = {}
+    exact, patterns = _by_pattern([(row.source, row) for row in rows])
     for key, shape in keys.items():
-        matches = [(row, numbers) for row in rows if (numbers := row.match_source(key)) is not None]
+        matches = [(row, {}) for row in exact.get(key, ())]
+        matches += [(row, found) for row in patterns if (found := row.match_source(key)) is not None]
         if len(matches) != 1:
             kind = "unexpected" if not matches else f"matched by {len(matches)} rows"
             problems.append(f"{kind}: {key} {tuple(shape)}")
@@ -117,7 +119,7 @@ def import_tensors(
             continue
         for path, array in zip(step.paths, step.row.layout.forward(tensor), strict=True):
             keep = dtype is None or path.startswith("batch_stats/")
-            flat[path] = np.ascontiguousarray(array) if keep else np.ascontiguousarray(array, dtype)
+            flat[path] = _contiguous(array, None if keep else dtype)
     return traverse_util.unflatten_dict(flat, sep="/"), aside
 
 
@@ -130,19 +132,20 @@ def plan_export(rows: Sequence[Row], paths: Shapes, what: str) -> list[Step]:
     problems: list[str] = []
     steps: list[Step] = []
     done: set[str] = set()
+    exact, patterns = _by_pattern(
+        [(full_path(t), (row, Row("", full_path(t)))) for row in rows for t in row.targets]
+    )
     for path in paths:
         if path in done:
             continue
-        matches = []
-        for row in rows:
-            for i, target in enumerate(row.targets):
-                numbers = Row("", full_path(target)).match_target(path)
-                if numbers is not None:
-                    matches.append((row, numbers, i))
+        matches = [(row, {}) for row, _ in exact.get(path, ())]
+        matches += [
+            (row, found) for row, target in patterns if (found := target.match_target(path)) is not None
+        ]
         if len(matches) != 1:
             problems.append(f"{len(matches)} rows for {path}")
             continue
-        row, numbers, _ = matches[0]
+        row, numbers = matches[0]
         targets = tuple(full_path(fill(t, numbers)) for t in row.targets)
         if absent := [t for t in targets if t not in paths]:
             problems.append(f"{path} needs {absent[0]} beside it")
@@ -168,7 +171,24 @@ def export_tensors(steps: Sequence[Step], flat: Mapping[str, Any]) -> Iterator[t
     """Yield `(key, tensor)` in the released layout, one at a time."""
     for step in steps:
         arrays = [np.asarray(flat[p]) for p in step.paths]
-        yield step.key, np.ascontiguousarray(step.row.layout.inverse(*arrays))
+        yield step.key, _contiguous(step.row.layout.inverse(*arrays))
+
+
+def _by_pattern(named: Sequence[tuple[str, Any]]) -> tuple[dict[str, list[Any]], list[Any]]:
+    """What has a name without placeholders by it, and the rest: tables of hundreds of names are looked up."""
+    exact: dict[str, list[Any]] = {}
+    patterns = []
+    for name, value in named:
+        if "{" in name:
+            patterns.append(value)
+        else:
+            exact.setdefault(name, []).append(value)
+    return exact, patterns
+
+
+def _contiguous(array: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
+    """`array` as it lies in files; NumPy's own would give a scalar a dimension."""
+    return np.ascontiguousarray(array, dtype).reshape(np.shape(array))
 
 
 def _placeholder(shape: Sequence[int]) -> np.ndarray:

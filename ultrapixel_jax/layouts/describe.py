@@ -77,7 +77,8 @@ LOOKS: Sequence[Look] = (
          "the EffNet encoder (with mapper.…) or a ControlNet (with projections.…) is needed"),
     Look((r"clip_txt_mapper\.weight|effnet_mapper\.0\.weight",), "a part of stage C or B of Stable Cascade",
          "all of its tensors are needed: a shard needs its index file beside it"),
-    Look((r"Mixed_\d[a-e]\.branch",), "Inception, by which FID is measured"),
+    Look((r"Mixed_\d[a-e]\.branch",), "a part of Inception, by which FID is measured",
+         "the whole file, pt_inception-2015-12-05, is needed"),
     Look((r"model\.layers\.\d+\.self_attn\.q_proj",), "a language model"),
     Look((r"^(conv1|layer1\.0\.conv1)\.weight",), "a ResNet"),
 )  # fmt: skip

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ultrapixel_jax.config import ClipTextConfig
-from ultrapixel_jax.models.clip_layer import ClipLayer
+from ultrapixel_jax.models.clip_layer import Activation, ClipLayer
 from ultrapixel_jax.models.layers import Dtype, LayerNorm, Linear, gelu, parameter
 
 
@@ -17,6 +17,7 @@ class ClipText(nn.Module):
     config: ClipTextConfig
     param_dtype: Dtype = jnp.float32
     dtype: Dtype = jnp.float32
+    activation: Activation = gelu
 
     @nn.compact
     def __call__(
@@ -47,7 +48,9 @@ class ClipText(nn.Module):
 
         visible = causal_mask(mask.astype(bool))
         for i in range(config.layers):
-            layer = ClipLayer(config.heads, config.mlp_width, gelu, name=f"layer_{i}", param_dtype=dtype)
+            layer = ClipLayer(
+                config.heads, config.mlp_width, self.activation, name=f"layer_{i}", param_dtype=dtype
+            )
             x = layer(x, visible)
 
         end = jnp.take_along_axis(x, end_of_text(ids, config.vocab_size)[:, None, None], axis=1)[:, 0]

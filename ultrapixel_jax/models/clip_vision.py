@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from PIL import Image
 
 from ultrapixel_jax.config import ClipVisionConfig
-from ultrapixel_jax.models.clip_layer import ClipLayer, quick_gelu
+from ultrapixel_jax.models.clip_layer import Activation, ClipLayer, quick_gelu
 from ultrapixel_jax.models.convolutions import Conv
 from ultrapixel_jax.models.layers import Dtype, LayerNorm, Linear, parameter
 
@@ -24,6 +24,7 @@ class ClipVision(nn.Module):
 
     config: ClipVisionConfig
     param_dtype: Dtype = jnp.float32
+    activation: Activation = quick_gelu
 
     @nn.compact
     def __call__(self, image: Float[Array, "b s s 3"]) -> Float[Array, "b p"]:
@@ -44,7 +45,7 @@ class ClipVision(nn.Module):
         x = LayerNorm(name="pre_norm", param_dtype=dtype)(x)
         for i in range(config.layers):
             layer = ClipLayer(
-                config.heads, config.mlp_width, quick_gelu, name=f"layer_{i}", param_dtype=dtype
+                config.heads, config.mlp_width, self.activation, name=f"layer_{i}", param_dtype=dtype
             )
             x = layer(x)
         x = LayerNorm(name="post_norm", param_dtype=dtype)(x[:, 0])

@@ -8,9 +8,9 @@ from ultrapixel_jax.config import CascadeConfig
 from ultrapixel_jax.training.config import TrainConfig, config_to_json
 
 MAY_CHANGE = (
-    "output", "sources", "steps", "mesh", "checkpoints", "log", "pictures", "machines", "data.path",
-    "data.workers", "data.cache_dir", "optimizer.accumulate", "model.sampling_c", "model.sampling_b",
-    "validation.every", "validation.examples",
+    "output", "sources", "steps", "mesh", "checkpoints", "log", "pictures", "measures", "machines",
+    "data.path", "data.workers", "data.cache_dir", "optimizer.accumulate", "model.sampling_c",
+    "model.sampling_b", "validation.every", "validation.examples",
 )  # fmt: skip
 """Fields that may differ when a run goes on; any other would make it another run."""
 

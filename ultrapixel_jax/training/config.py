@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 from ultrapixel_jax.config import CascadeConfig, ScheduleName, check_dtype, to_dict
 from ultrapixel_jax.data.config import LR_LATENT, DataConfig
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sizes import check_size, lr_latent
+from ultrapixel_jax.sizes import lr_latent
+from ultrapixel_jax.training.watching import LogConfig, MeasuresConfig, PicturesConfig, ValidationConfig
 
 LossWeight = Literal["adaptive", "p2", "none"]
 
@@ -279,68 +280,6 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LogConfig:
-    """What is written about the run."""
-
-    every: int = 10
-    """Steps between two lines of `metrics.jsonl`, of which each has the mean since the last."""
-    tensorboard: bool = True
-    """Write TensorBoard files too."""
-    profile: tuple[int, int] | None = None
-    """First and last step of a profile, written to `profile/` for TensorBoard or Perfetto."""
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"log.every {self.every} must be 1 or more")
-        if self.profile is not None and not 0 <= self.profile[0] <= self.profile[1]:
-            raise UserError(f"log.profile {self.profile} must be two steps in order")
-
-
-@dataclasses.dataclass(frozen=True)
-class PicturesConfig:
-    """Pictures that are made while training, with the moving average of the parameters."""
-
-    every: int = 0
-    """Steps between two sets; 0 makes none."""
-    prompts: tuple[str, ...] = ("a lighthouse in a storm", "a red fox in the snow")
-    """One picture each, always with the same noise."""
-    size: tuple[int, int] = (1024, 1024)
-    """Height and width in pixels."""
-    preview: bool = False
-    """With the previewer in place of stages B and A."""
-
-    def __post_init__(self) -> None:
-        if self.every < 0:
-            raise UserError(f"pictures.every {self.every} must be 0 or more")
-        if not self.prompts:
-            raise UserError("pictures.prompts is empty; give one or more")
-        try:
-            check_size(*self.size)
-        except UserError as error:
-            raise UserError(f"pictures.size: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class ValidationConfig:
-    """The loss on examples that are never trained on, of the moving average where there is one: without
-    dropout, with the same noise, crops and dropped captions each time."""
-
-    share: float = 0.0
-    """Share of the examples that is held out, by a hash of their ids; 0 holds out none."""
-    every: int = 500
-    """Steps between two validations; there is one before the first step and one after the last."""
-    examples: int = 256
-    """Most held-out examples that are read each time: those with the lowest hashes."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise UserError(f"validation.share {self.share} is outside 0 to 1")
-        for name in ("every", "examples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"validation.{name} {getattr(self, name)} must be 1 or more")
-
-
-@dataclasses.dataclass(frozen=True)
 class MachinesConfig:
     """Many processes (`jax.distributed`)."""
 
@@ -404,6 +343,7 @@ class TrainConfig:
     checkpoints: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     pictures: PicturesConfig = PicturesConfig()
+    measures: MeasuresConfig = MeasuresConfig()
     validation: ValidationConfig = ValidationConfig()
     machines: MachinesConfig = MachinesConfig()
 

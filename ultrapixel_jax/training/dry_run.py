@@ -20,6 +20,7 @@ from ultrapixel_jax.training.checkpoints import check_directory, is_finished
 from ultrapixel_jax.training.config import TrainConfig
 from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
 from ultrapixel_jax.training.log import describe
+from ultrapixel_jax.training.measures import Measures
 from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.pictures import make_pictures
 from ultrapixel_jax.training.step import make_step
@@ -57,6 +58,8 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
             inputs = Inputs(task, sources.tokenizer, mesh)
             if config.pictures.every:
                 make_pictures(task, sources, mesh, inputs.place)
+            if config.measures.every:
+                Measures(task, sources, mesh)
             check_directory(epath.Path(config.output), config)
             largest = max(loader.bucket_counts(), key=lambda size: size[0] * size[1])
             loader.seek(next(k for k in range(2**62) if loader.sizes[loader.plan.batch(k).bucket] == largest))

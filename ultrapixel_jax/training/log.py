@@ -30,6 +30,8 @@ METRICS = "metrics.jsonl"
 STEP = "the step"
 """What is compiled for every bucket, as `compiling` calls it."""
 
+_ENDS = ("_low", "_high")
+
 
 class Log:
     """Collects the metrics of every step and writes their means every `config.every` steps.
@@ -218,6 +220,13 @@ class Log:
         if self._main and line:
             self._put(step, line)
             self.say(f"step {step}/{self._bar.total}  validation loss {line['validation_loss']:.4f}")
+
+    def measured(self, step: int, line: dict[str, float]) -> None:
+        """Write what pictures that were drawn after `step` measure."""
+        if self._main and line:
+            self._put(step, line)
+            told = [f"{name} {value:.4g}" for name, value in line.items() if not name.endswith(_ENDS)]
+            self.say(f"step {step}/{self._bar.total}  {'  '.join(told)}")
 
     @property
     def validated_step(self) -> int | None:

@@ -20,6 +20,7 @@ from ultrapixel_jax.training.config import TrainConfig
 from ultrapixel_jax.training.ending import finished
 from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
 from ultrapixel_jax.training.log import STEP, Log, check_finite
+from ultrapixel_jax.training.measures import Measures
 from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.pictures import labels_of, make_pictures, save_pictures
 from ultrapixel_jax.training.profile import Profile
@@ -64,6 +65,7 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
         sources.require(task.frozen, f"training {', '.join(task.trained)}", WITHOUT)
         inputs = Inputs(task, sources.tokenizer, mesh)
         draw = make_pictures(task, sources, mesh, inputs.place) if config.pictures.every else None
+        measures = Measures(task, sources, mesh) if config.measures.every else None
 
         # ── State: that of the newest checkpoint, or a fresh one ───────────────────────────────────────
         checkpoints = RunCheckpoints(config.output, config.checkpoints)
@@ -108,6 +110,13 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
                 with log.paused():
                     save_pictures(log, checkpoints.directory, n, draw(state, frozen, batch), labels_of(task))
 
+        def appraise(n: int) -> None:
+            """Draw the fixed set after step `n`, and write what it measures."""
+            if measures is not None:
+                log.say(f"drawing and measuring the pictures of step {n} …")
+                with log.paused():
+                    log.measured(n, measures(state, frozen))
+
         def settle(step: int, metrics: Any, batch: Any, operations: int) -> None:
             """Take the metrics of a step once it has run."""
             metrics = jax.tree.map(np.asarray, metrics)
@@ -125,6 +134,7 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
                         batch = next(loader)
                     if n == 1:
                         show(0)
+                        appraise(0)
                     arrays = task.part(n, inputs(batch))
                     profile.before(n)
                     state, metrics = programs.run(STEP, step, (state, frozen, arrays), batch["bucket"])
@@ -147,6 +157,8 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
                         checkpoints.save(state, {**loader.state(), "log": log.state()})
                     if not stopped and is_due(config.pictures.every, n, config.steps):
                         show(n)
+                    if not stopped and is_due(config.measures.every, n, config.steps):
+                        appraise(n)
                     if stopped:
                         log.say(f"stopped at step {n}: the same command continues")
                         break

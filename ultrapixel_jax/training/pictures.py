@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -77,7 +77,14 @@ def make_pictures(task: Task, sources: Sources, mesh: Mesh, place: Place) -> Pic
         return _previewer(task, mesh, place)
     if kind is cfg.StageBTask:
         return _Decoding(task, sources, mesh, place)
-    return _Sampling(task, sources, mesh)
+    shown = task.config.pictures
+    draw = Sampling(task, sources, mesh, preview=shown.preview, what="pictures.every")
+
+    def drawn(state: TrainState, frozen: Mapping[str, Any], batch: Mapping[str, Any]) -> np.ndarray:
+        del batch
+        return draw(state, frozen, shown.prompts, shown.size)
+
+    return drawn
 
 
 def trained_variables(task: Task, state: TrainState) -> dict[str, Any]:
@@ -99,11 +106,13 @@ def unstacked(task: Task, variables: Mapping[str, Any]) -> dict[str, Any]:
 class _Drawing:
     """A cascade that takes its trained networks from the state, the others from frozen ones or sources."""
 
-    def __init__(self, task: Task, sources: Sources, mesh: Mesh, wanted: Sequence[str]) -> None:
+    def __init__(
+        self, task: Task, sources: Sources, mesh: Mesh, wanted: Sequence[str], what: str = "pictures.every"
+    ) -> None:
         self._task, self._sources, self._mesh = task, sources, mesh
-        self._wanted = list(wanted)
+        self._wanted, self._what = list(wanted), what
         missing = [name for name in wanted if name not in task.trained]
-        sources.require(missing, "pictures.every")
+        sources.require(missing, what)
         self._cascade: Cascade | None = None
 
     def _ready(self, state: TrainState, frozen: Mapping[str, Any]) -> Cascade:
@@ -126,7 +135,7 @@ class _Drawing:
                 )
             else:
                 loaded = from_sources(
-                    self._sources, config.model, [name], what="pictures.every", dtype=config.dtype,
+                    self._sources, config.model, [name], what=self._what, dtype=config.dtype,
                     mesh=self._mesh,
                 )  # fmt: skip
                 variables[name] = loaded.variables[name]
@@ -142,34 +151,47 @@ class _Drawing:
         return self._cascade
 
 
-class _Sampling(_Drawing):
-    """Prompts to pictures."""
+class Sampling(_Drawing):
+    """Prompts to pictures, always with the same noise; for tasks of stage C."""
 
-    def __init__(self, task: Task, sources: Sources, mesh: Mesh) -> None:
-        pictures = task.config.pictures
+    def __init__(self, task: Task, sources: Sources, mesh: Mesh, *, preview: bool, what: str) -> None:
         guided = isinstance(task.config.task, cfg.GUIDED) and task.config.model.guidance is not None
-        decoders = ["previewer"] if pictures.preview else ["stage_b", "stage_a"]
-        super().__init__(
-            task, sources, mesh, ["clip_text", "stage_c", *(["guidance"] if guided else []), *decoders]
-        )
+        decoders = ["previewer"] if preview else ["stage_b", "stage_a"]
+        wanted = ["clip_text", "stage_c", *(["guidance"] if guided else []), *decoders]
+        super().__init__(task, sources, mesh, wanted, what)
 
     def __call__(
-        self, state: TrainState, frozen: Mapping[str, Any], batch: Mapping[str, Any]
+        self,
+        state: TrainState,
+        frozen: Mapping[str, Any],
+        prompts: Sequence[str],
+        size: tuple[int, int],
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        del batch
-        cascade, pictures, model = (
-            self._ready(state, frozen),
-            self._task.config.pictures,
-            self._task.config.model,
-        )
+        """All pictures, made at once."""
+        return np.concatenate(list(self.batches(state, frozen, prompts, size, len(prompts))))
+
+    def batches(
+        self,
+        state: TrainState,
+        frozen: Mapping[str, Any],
+        prompts: Sequence[str],
+        size: tuple[int, int],
+        batch_size: int,
+    ) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
+        """The same, one batch after the other."""
+        cascade, model = self._ready(state, frozen), self._task.config.model
         requests = [
-            Request(prompt, "", i, *pictures.size, stage_c=model.sampling_c, stage_b=model.sampling_b)
-            for i, prompt in enumerate(pictures.prompts)
+            Request(prompt, "", i, *size, stage_c=model.sampling_c, stage_b=model.sampling_b)
+            for i, prompt in enumerate(prompts)
         ]  # fmt: skip
         multiple = batch_multiple(self._mesh)
-        results = cascade.generate(requests, batch_size=-(-len(requests) // multiple) * multiple)
-        cascade.drop_variables()
-        return np.stack([_at_size(result.image, pictures.size) for result in results])
+        padded = -(-batch_size // multiple) * multiple
+        try:
+            for start in range(0, len(requests), padded):
+                results = cascade.generate(requests[start : start + padded], batch_size=padded)
+                yield np.stack([_at_size(result.image, size) for result in results])
+        finally:
+            cascade.drop_variables()
 
 
 def _at_size(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:

@@ -14,9 +14,6 @@ from ultrapixel_jax.layouts.rows import POINTWISE
 from ultrapixel_jax.layouts.tables import stage_c
 from ultrapixel_jax.models.lora import PACKED, QKV, Change, Changes, Lora, NewToken
 
-LAYOUTS = ("ultrapixel", "stability", "comfyui")
-"""`comfyui` is OneTrainer's of 2024, which ComfyUI and other interfaces read; the others are read by their
-trainers alone."""
 ARCHITECTURE = "stable-cascade-v1-prior/lora"
 Start = Callable[[str | None], np.ndarray]
 """The mean embedding of the tokens that a pattern finds; zeros for none."""

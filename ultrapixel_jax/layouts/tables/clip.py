@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 from ultrapixel_jax.layouts.rows import CONV, Row, conv, linear, norm
 
 
@@ -39,3 +42,15 @@ VISION: tuple[Row, ...] = (
     *norm("vision_model.post_layernorm", "post_norm"),
     *linear("visual_projection", "visual_projection", bias=False),
 )
+
+
+def under(prefix: str, rows: Sequence[Row]) -> tuple[Row, ...]:
+    """`rows` whose targets lie in a submodule."""
+    return tuple(
+        row if row.target is None else dataclasses.replace(row, target=f"{prefix}/{row.target}")
+        for row in rows
+    )
+
+
+WHOLE: tuple[Row, ...] = (*under("text", TEXT), *under("vision", VISION), Row("logit_scale", "logit_scale"))
+"""Both towers and their scale, in one file."""
