@@ -122,7 +122,8 @@ COMMANDS = (
     "ultrapixel_jax.demo.measure.control",
     "benchmarks.sampling", "benchmarks.topologies",
     "benchmarks.layers", "benchmarks.start_up", "benchmarks.training", "benchmarks.data", "benchmarks.memory",
-    "benchmarks.starting", "benchmarks.house", "benchmarks.absent_tpu", "benchmarks.named_checkpoint",
+    "benchmarks.starting", "benchmarks.house", "benchmarks.absent_tpu", "benchmarks.ahead",
+    "benchmarks.named_checkpoint",
 )  # fmt: skip
 
 
