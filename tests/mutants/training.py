@@ -280,8 +280,8 @@ MUTANTS = (
     Mutant(
         "LR level without the shift",
         GUIDANCE,
-        "schedule.logsnr(t, task.diffusion.schedule, task.diffusion.shift)",
-        "schedule.logsnr(t, task.diffusion.schedule)",
+        "schedule.logsnr(t, diffusion.schedule, diffusion.shift)",
+        "schedule.logsnr(t, diffusion.schedule)",
         (f"{TEST_LOSSES}::test_guidance",),
     ),
     Mutant(

@@ -75,7 +75,7 @@ def test_commands_of_the_manual(command: str, monkeypatch: pytest.MonkeyPatch) -
 def test_overrides_of_the_manual(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     rows = re.findall(r"^\| `(--.*?)` \|", MANUAL, re.MULTILINE)
-    assert len(rows) == 8
+    assert len(rows) == 9
     for row in rows:
         parse(["configs/train/guidance.py", "--data.path", "x", "--output", "y", *row.split()])
 

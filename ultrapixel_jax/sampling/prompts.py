@@ -53,6 +53,8 @@ SAME = {"prompts": "prompt", "caption": "prompt", "text": "prompt"}
 MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\0\0", "utf-32-le"), (b"\0\0\xfe\xff", "utf-32-be"),
          (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))  # fmt: skip
 """Byte order marks."""
+LONGEST_CELL = 1 << 17
+"""Characters of a cell: a prompt is far shorter, and a quote that is not closed far longer."""
 DELIMITERS = (",", "\t", ";")
 
 
@@ -207,6 +209,7 @@ def _rows(text: str, delimiter: str, where: str, note: Note) -> _Items:
 
 def _cells(text: str, delimiter: str, where: str) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, with their last lines."""
+    csv.field_size_limit(LONGEST_CELL)  # of the whole process: reading training data sets another
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     while True:
         try:

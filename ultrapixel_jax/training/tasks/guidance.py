@@ -17,7 +17,7 @@ from ultrapixel_jax.diffusion import schedule
 from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.stage_c import StageC
-from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask, TrainConfig
+from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask
 from ultrapixel_jax.training.tasks import encode
 from ultrapixel_jax.training.tasks.base import (
     Batch,
@@ -78,25 +78,26 @@ class TrainGuidance(Task):
         text = encode.text(batch, frozen, self.config.model, self.dtype)
         networks = {**frozen, "guidance": {"params": params["guidance"], **collections["guidance"]}}
         return guided_loss(
-            self.config, task.diffusion, networks, text, batch, self.training and task.frozen_dropout
+            self, task.diffusion, networks, text, batch, dropping=self.training and task.frozen_dropout
         )
 
 
 def guided_loss(
-    run: TrainConfig,
+    task: Task,
     diffusion: DiffusionTraining,
     networks: Mapping[str, Variables],
     text: encode.Text,
     batch: Batch,
-    dropout: bool,
+    *,
+    dropping: bool,
 ) -> Losses:
     """The ε loss of the HR pass of `networks`, guided by their LR pass, which has no gradient."""
-    config, dtype = run.model, jnp.dtype(run.dtype)
+    config, dtype = task.config.model, task.dtype
     guidance = config.guidance
     assert isinstance(guidance, GuidanceConfig)
     hr = encode.latent(batch, "latent", networks, config, dtype)
     lr = encode.latent(batch, "latent_lr", networks, config, dtype)
-    stage_c = StageC(config.stage_c, scanned=run.scanned)
+    stage_c = StageC(config.stage_c, scanned=task.config.scanned)
     model = StageCModel(stage_c, networks["stage_c"], Guidance(guidance), networks["guidance"], dtype)
     conditioning = model.condition(Prompts(*text))
 
@@ -116,7 +117,7 @@ def guided_loss(
     x_hr = objective.diffuse(hr, epsilon, logsnr)
     predicted = model.denoise(
         x_hr, schedule.noise_level(logsnr, jnp), conditioning, prepared, scale,
-        dropout_keys=dropout_keys(batch, dropping=dropout),
+        dropout_keys=dropout_keys(batch, dropping=dropping),
     ).epsilon  # fmt: skip
     return Losses(objective.epsilon_loss(predicted, epsilon), logsnr)
 

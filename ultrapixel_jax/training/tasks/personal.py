@@ -100,7 +100,7 @@ class TrainPersonal(Task):
         networks = {**frozen, "stage_c": {**frozen["stage_c"], "lora": changes}}
         dropout = self.training and task.frozen_dropout
         if self._guided and any(name in batch for name in HIGH):
-            return guided_loss(config, task.diffusion, networks, text, batch, dropout)
+            return guided_loss(self, task.diffusion, networks, text, batch, dropping=dropout)
         return denoising_loss(
             config, task.diffusion, networks["stage_c"], networks, batch, dropout,
             latent="latent_lr" if self._guided else "latent", text=text,
