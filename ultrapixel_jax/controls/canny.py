@@ -1,6 +1,6 @@
 """Edges by Canny's method, as OpenCV has them bit for bit, and the released steps around it (§10).
 
-It is short with scipy, which is here already; OpenCV would be sixty megabytes more for one function.
+It is short with scipy, which is here already; OpenCV would be 150 megabytes more for one function.
 """
 
 from __future__ import annotations
