@@ -70,9 +70,7 @@ MUTANTS = (
         "ddof=0",
         equivalent="a ratio of two deviations over as many values: the correction cancels, but for the 1e-9",
     ),
-    Mutant(
-        "guidance from t = 0", SAMPLER, "start)[:-1] -", "start)[1:] -", (TEST_SAMPLER,)
-    ),
+    Mutant("guidance from t = 0", SAMPLER, "start)[:-1] -", "start)[1:] -", (TEST_SAMPLER,)),
     Mutant("passes share their noise", SAMPLER, "fold_in(k, stream)", "fold_in(k, 0)", (TEST_SAMPLER,)),
     Mutant("seeds of 64 bits cut", SAMPLER, "(int(s) >> 32) & 0xFFFFFFFF", "0", (TEST_SAMPLER,)),
     Mutant(

@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.layouts.rows import Row, fill
+from ultrapixel_jax.layouts.rows import Row, fill, regex
 
 LONGEST = 1400
 """Characters of problems that one message has."""
@@ -96,7 +96,8 @@ def plan_import(rows: Sequence[Row], keys: Shapes, paths: Shapes, what: str) -> 
         if tuple(shape) != expected:
             problems.append(f"shape: {key} is {tuple(shape)}, expected {expected}")
         steps.append(Step(key, row, targets))
-    problems += [f"missing: {_source_of(rows, path)}" for path in paths if path not in filled]
+    missing = [path for path in paths if path not in filled]
+    problems += [f"missing: {source}" for source in _sources_of(rows, missing)]
     if problems:
         raise TableError(what, list(dict.fromkeys(problems)))
     return steps
@@ -200,11 +201,16 @@ def _expected_source_shape(row: Row, shapes: Sequence[Sequence[int]]) -> tuple[i
     return row.layout.inverse(*(_placeholder(s) for s in shapes)).shape
 
 
-def _source_of(rows: Sequence[Row], path: str) -> str:
-    """The file key that would fill `path`, for messages."""
-    for row in rows:
-        for target in row.targets:
-            numbers = Row("", full_path(target)).match_target(path)
-            if numbers is not None:
-                return fill(row.source, numbers)
-    return f"nothing in the table fills {path}"
+def _sources_of(rows: Sequence[Row], paths: Sequence[str]) -> Iterator[str]:
+    """The file keys that would fill `paths`, for messages."""
+    targets = [(row.source, full_path(target)) for row in rows for target in row.targets]
+    exact = {target: source for source, target in reversed(targets) if "{" not in target}
+    patterns = [(source, regex(target)) for source, target in targets if "{" in target]
+    for path in paths:
+        found = ((source, m.groupdict()) for source, r in patterns if (m := r.fullmatch(path)))
+        if (source := exact.get(path)) is not None:
+            yield source
+        elif (match := next(found, None)) is not None:
+            yield fill(*match)
+        else:
+            yield f"nothing in the table fills {path}"

@@ -104,19 +104,20 @@ class Row:
 
     def match_source(self, key: str) -> dict[str, str] | None:
         """The placeholders' numbers if `key` fits the source pattern."""
-        found = _regex(self.source).fullmatch(key)
+        found = regex(self.source).fullmatch(key)
         return found.groupdict() if found else None
 
     def match_target(self, path: str) -> dict[str, str] | None:
         """The placeholders' numbers if `path` fits the first target pattern."""
-        found = _regex(self.targets[0]).fullmatch(path) if self.targets else None
+        found = regex(self.targets[0]).fullmatch(path) if self.targets else None
         return found.groupdict() if found else None
 
 
 _REGEXES: dict[str, re.Pattern[str]] = {}
 
 
-def _regex(pattern: str) -> re.Pattern[str]:
+def regex(pattern: str) -> re.Pattern[str]:
+    """What fits `pattern`, whose placeholders are numbers and groups of its own."""
     if pattern not in _REGEXES:
         parts = re.split(r"\{(\w+)\}", pattern)
         text = "".join(
