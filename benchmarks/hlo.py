@@ -224,7 +224,7 @@ def _runs(computations: dict[str, list[Instruction]], entry: str) -> dict[str, i
     def visit(name: str, times: int) -> None:
         out[name] = out.get(name, 0) + times
         for at in computations[name]:
-            loop = _turns(computations, at.rest) if at.opcode == "while" else 1
+            loop = turns(computations, at.rest) if at.opcode == "while" else 1
             for called in _called(at.rest):
                 if called in computations:
                     visit(called, times * loop)
@@ -233,7 +233,7 @@ def _runs(computations: dict[str, list[Instruction]], entry: str) -> dict[str, i
     return out
 
 
-def _turns(computations: dict[str, list[Instruction]], rest: str) -> int:
+def turns(computations: dict[str, list[Instruction]], rest: str) -> int:
     """How often a loop's body runs: as noted, or up to the constant that its counter is compared with.
 
     1 where neither is known, as in a sampler's loop over steps. The TPU's compiler leaves no note; jax's

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from benchmarks.hlo import Instruction, _turns, nbytes, parse, shapes
+from benchmarks.hlo import Instruction, nbytes, parse, shapes, turns
 
 FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id",
@@ -31,8 +31,8 @@ THROUGH = {"bitcast", "reshape"}
 CALLS = {"while": ("body", "condition"), "call": ("to_apply",), "async-start": ("calls",)}
 PRODUCTS = ("__cublas$gemm", "__cublas$lt$matmul")
 
-Body = Sequence[Instruction]
-Computations = Mapping[str, Body]
+Body = list[Instruction]
+Computations = dict[str, Body]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +100,10 @@ def _steps(computations: Computations, entry: str) -> dict[str, int]:
     def visit(name: str, times: int) -> None:
         out[name] = out.get(name, 0) + times
         for at in computations[name]:
-            turns = _turns(dict(computations), at.rest) if at.opcode == "while" else 1  # pyright: ignore
+            loop = turns(computations, at.rest) if at.opcode == "while" else 1
             for called in _control(at):
                 if called in computations:
-                    visit(called, times * turns)
+                    visit(called, times * loop)
 
     visit(entry, 1)
     return out

@@ -183,6 +183,7 @@ def _array(text: str, kind: str, where: str) -> _Items | None:
 def _table(text: str, kind: str, where: str, note: Note) -> _Items | None:
     """The rows of a table; None where the text is none."""
     first = next((line for line in text.split("\n") if line.strip()), "")
+    csv.field_size_limit(LONGEST_CELL)  # of the whole process: reading training data sets another
     for delimiter in DELIMITERS:
         try:
             header = [_plain(cell) for cell in next(csv.reader([first], delimiter=delimiter), [])]
@@ -209,7 +210,6 @@ def _rows(text: str, delimiter: str, where: str, note: Note) -> _Items:
 
 def _cells(text: str, delimiter: str, where: str) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, with their last lines."""
-    csv.field_size_limit(LONGEST_CELL)  # of the whole process: reading training data sets another
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     while True:
         try:

@@ -111,7 +111,8 @@ class TrainControlNet(Task):
         out: Any = module.apply(variables, control, train, mutable=["batch_stats"] if train else False)
         maps, changed = out if train else (out, {})
         losses = denoising_loss(
-            config, task.diffusion, frozen["stage_c"], frozen, batch, self.training and task.frozen_dropout,
+            self, task.diffusion, frozen["stage_c"], frozen, batch,
+            dropping=self.training and task.frozen_dropout,
             controls=dict(zip(config.model.controlnet.slots, maps, strict=True)),
             offset_noise=task.offset_noise,
         )  # fmt: skip

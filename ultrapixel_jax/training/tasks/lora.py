@@ -64,4 +64,4 @@ class TrainLora(Task):
         changes = lora.branches({"params": params["lora"]}, config.model.lora, scanned=config.scanned)
         changed = {**frozen["stage_c"], "lora": changes}
         dropout = self.training and task.frozen_dropout
-        return denoising_loss(config, task.diffusion, changed, frozen, batch, dropout)
+        return denoising_loss(self, task.diffusion, changed, frozen, batch, dropping=dropout)

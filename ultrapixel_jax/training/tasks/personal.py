@@ -102,6 +102,6 @@ class TrainPersonal(Task):
         if self._guided and any(name in batch for name in HIGH):
             return guided_loss(self, task.diffusion, networks, text, batch, dropping=dropout)
         return denoising_loss(
-            config, task.diffusion, networks["stage_c"], networks, batch, dropout,
+            self, task.diffusion, networks["stage_c"], networks, batch, dropping=dropout,
             latent="latent_lr" if self._guided else "latent", text=text,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from ultrapixel_jax import flops
 from ultrapixel_jax.diffusion import loss as objective
 from ultrapixel_jax.diffusion import schedule
 from ultrapixel_jax.models.stage_c import StageC
-from ultrapixel_jax.training.config import DiffusionTraining, StageCTask, TrainConfig
+from ultrapixel_jax.training.config import DiffusionTraining, StageCTask
 from ultrapixel_jax.training.tasks import encode
 from ultrapixel_jax.training.tasks.base import (
     Batch,
@@ -78,19 +78,19 @@ class TrainStageC(Task):
         assert isinstance(task, StageCTask)
         variables = {name: {"params": params[name], **collections[name]} for name in self.trained}
         return denoising_loss(
-            self.config, task.diffusion, variables["stage_c"], {**frozen, **variables}, batch,
-            self.training and task.dropout,
+            self, task.diffusion, variables["stage_c"], {**frozen, **variables}, batch,
+            dropping=self.training and task.dropout,
         )  # fmt: skip
 
 
 def denoising_loss(
-    config: TrainConfig,
+    task: Task,
     diffusion: DiffusionTraining,
     stage_c: Variables,
     networks: Mapping[str, Variables],
     batch: Batch,
-    dropout: bool,
     *,
+    dropping: bool,
     latent: str = "latent",
     text: encode.Text | None = None,
     controls: Mapping[int, Array] | None = None,
@@ -102,10 +102,10 @@ def denoising_loss(
     ControlNet's maps by slot. `offset_noise` is the standard deviation of what is added to the noise of a
     whole channel.
     """
-    dtype = jnp.dtype(config.dtype)
-    model = StageC(config.model.stage_c, scanned=config.scanned)
-    x0 = encode.latent(batch, latent, networks, config.model, dtype)
-    text = text or encode.text(batch, networks, config.model, dtype)
+    config, dtype = task.config.model, task.dtype
+    model = StageC(config.stage_c, scanned=task.config.scanned)
+    x0 = encode.latent(batch, latent, networks, config, dtype)
+    text = text or encode.text(batch, networks, config, dtype)
     logsnr = draw_logsnr(diffusion, keys_of(batch, T))
     epsilon = normal(keys_of(batch, NOISE), x0.shape[1:])
     if offset_noise:
@@ -113,6 +113,6 @@ def denoising_loss(
     x = objective.diffuse(x0, epsilon, logsnr).astype(dtype)
     r = schedule.noise_level(logsnr, jnp)
     conditioning = model.apply(stage_c, *text, method="condition")
-    keys = dropout_keys(batch, dropping=dropout)
+    keys = dropout_keys(batch, dropping=dropping)
     predicted: Any = model.apply(stage_c, x, r, conditioning, controls=controls, dropout_keys=keys)
     return Losses(objective.epsilon_loss(predicted.epsilon, epsilon), logsnr)
