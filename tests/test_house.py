@@ -40,6 +40,20 @@ def test_no_import_runs_up() -> None:
     assert not outside
 
 
+def test_drawing_starts_without_scipy() -> None:
+    """Half a second of imports that a plain picture has no use for: only functions may import it there."""
+    seen, waiting = set[str](), ["ultrapixel_jax.sampling.ultrapixel"]
+    while waiting:
+        module = waiting.pop()
+        if module not in seen:
+            seen.add(module)
+            waiting += IMPORTS[module]
+    assert {"ultrapixel_jax.sampling.canvas", "ultrapixel_jax.controls.canny"} <= seen
+    late = re.compile(r"^(?:import|from) scipy", re.MULTILINE)
+    paths = house.modules(ROOT)
+    assert not [module for module in seen if late.search(paths[module].read_text())]
+
+
 def test_no_import_runs_in_a_circle() -> None:
     graphlib.TopologicalSorter(IMPORTS).prepare()  # raises for a circle, and names it
 

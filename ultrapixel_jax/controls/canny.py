@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
-from scipy import ndimage
 
 LOW, HIGH = 100, 200
 """Released thresholds, of |∂x| + |∂y| by Sobel's filters, in steps of a byte."""
@@ -42,6 +41,8 @@ def canny(
 
     Of several channels, that with the steepest slope counts, pixel by pixel.
     """
+    from scipy import ndimage  # whose import takes longer than all else that a plain picture imports here
+
     low, high = sorted((np.floor(low), np.floor(high)))
     dx, dy = _slopes(image)
     steep = np.abs(dx) + np.abs(dy)

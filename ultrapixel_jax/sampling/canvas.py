@@ -10,7 +10,6 @@ import functools
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
-from scipy import ndimage
 
 from ultrapixel_jax.controls import canny_map, inpainting_map
 from ultrapixel_jax.controls.canny import SIDE
@@ -122,6 +121,8 @@ def feathered(mask: Bool[np.ndarray, "h w"], feather: int) -> Float[np.ndarray, 
 
     The mask is grown by half the feather and blurred by a box that reaches as far.
     """
+    from scipy import ndimage  # most pictures do without, and start sooner
+
     reach = feather // 2
     out = _grown(mask, reach).astype(np.float32)
     for axis in (0, 1):
@@ -132,6 +133,8 @@ def feathered(mask: Bool[np.ndarray, "h w"], feather: int) -> Float[np.ndarray, 
 
 def _grown(mask: Bool[np.ndarray, "h w"], by: int) -> Bool[np.ndarray, "h w"]:
     """`mask` and all pixels that are at most `by` from it along both axes."""
+    from scipy import ndimage
+
     for axis in (0, 1):
         mask = ndimage.maximum_filter1d(mask, 2 * by + 1, axis, mode="nearest")
     return mask
