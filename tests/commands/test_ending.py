@@ -123,7 +123,7 @@ COMMANDS = (
     "benchmarks.sampling", "benchmarks.topologies",
     "benchmarks.layers", "benchmarks.start_up", "benchmarks.training", "benchmarks.data", "benchmarks.memory",
     "benchmarks.starting", "benchmarks.house", "benchmarks.absent_tpu", "benchmarks.ahead",
-    "benchmarks.named_checkpoint",
+    "benchmarks.named_checkpoint", "benchmarks.parity", "benchmarks.profiling", "benchmarks.torch_times",
 )  # fmt: skip
 
 
