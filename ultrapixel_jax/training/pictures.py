@@ -34,6 +34,7 @@ from ultrapixel_jax.sampling.requests import DECODE_BYTES, Request
 from ultrapixel_jax.sampling.tiling import decode_tiled, halo_for, tile_for_budget, to_uint8
 from ultrapixel_jax.sharding import batch_multiple, batch_sharding, fetch
 from ultrapixel_jax.sizes import (
+    MIN_SIDE,
     STAGE_C_FACTOR,
     Bucket,
     padded_pixels,
@@ -223,8 +224,9 @@ class Controlled(_Drawing):
         name = "image" if self._kind == "super_resolution" else "control"
         seen, captions = _first_rows(self._place(np.asarray(batch[name]))), shown_captions(batch, self._place)
         cascade.conditioner.control_side = min(batch["bucket"])
-        # The encoder has 32 pixels for a position of the latent, the picture 42.67.
-        height, width = (round(side / 32 * STAGE_C_FACTOR) for side in batch["bucket"])
+        # The encoder has 32 pixels for a position of the latent, the picture 42.67, and 256 at least.
+        scale = max(STAGE_C_FACTOR / 32, MIN_SIDE / min(batch["bucket"]))
+        height, width = (round(side * scale) for side in batch["bucket"])
         requests = [
             Request(
                 caption, "", i, height, width, stage_c=model.sampling_c, stage_b=model.sampling_b,

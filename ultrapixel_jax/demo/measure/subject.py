@@ -238,10 +238,11 @@ def run(argv: Sequence[str] | None) -> None:
     found = {}
     for proof in dict.fromkeys(o.proof):
         name = f"{proof}-{o.side}"
-        one = functools.partial(PROOFS[proof], model, side=o.side)
-        found[name] = (
-            measured(one, o.output, name, o.count, o.pictures) if o.count else lines_of(o.output, name)
-        )
+        if o.count:
+            of = PROOFS[proof]
+            found[name] = measured(lambda n, of=of: of(model, n, o.side), o.output, name, o.count, o.pictures)
+        else:
+            found[name] = lines_of(o.output, name)
     print(markdown(found))
     if o.sheet:
         save_sheet(o.output, o.sheet)
