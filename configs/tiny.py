@@ -1,4 +1,4 @@
-"""The whole cascade with the layout of the full model and a few hundred thousand parameters.
+"""The whole cascade with every kind of layer that the full model has, and a few hundred thousand parameters.
 
 For tests; `sample.py --config` fills it with weights made from names where there is no checkpoint.
 """
@@ -50,8 +50,6 @@ config = CascadeConfig(
     stage_b=StageBConfig(
         levels=(
             LevelConfig(16, 1, down_blocks=1, up_blocks=1, up_repeats=2, layers="CT"),
-            LevelConfig(24, 1, down_blocks=1, up_blocks=1, up_repeats=2, layers="CT"),
-            LevelConfig(32, 4, down_blocks=1, up_blocks=1, up_repeats=2),
             LevelConfig(32, 4, down_blocks=1, up_blocks=1, up_repeats=2),
         ),
         c_cond=32,

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from configs.tiny import config as tiny
+from tests.models.filled import SMALL
+from ultrapixel_jax.config import LevelConfig
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.training.config import (
     CheckpointConfig,
@@ -13,9 +14,11 @@ from ultrapixel_jax.training.config import (
     TrainConfig,
 )
 
+level = LevelConfig(32, 4, down_blocks=1, up_blocks=1)
+stage_c = dataclasses.replace(SMALL.stage_c, levels=(level, level), c_cond=48)
 config = TrainConfig(
     task=StageCTask(train_text_encoder=True, dropout=False),
-    model=dataclasses.replace(tiny, guidance=None),
+    model=dataclasses.replace(SMALL, guidance=None, stage_c=stage_c),
     data=DataConfig(
         areas=(128,), ratios=("1/1",), batch_size=8, lr_latent=2, image_vector_probability=0.0,
         caption_dropout=0.0,
