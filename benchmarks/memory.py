@@ -26,7 +26,7 @@ def programs(config: Any, bucket: Bucket, mesh: Any) -> dict[str, Any]:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from ultrapixel_jax.diffusion import two_branch
-    from ultrapixel_jax.diffusion.sampler import make_table, run_steps
+    from ultrapixel_jax.diffusion.sampler import begin, make_table, run_steps
     from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
     from ultrapixel_jax.models import components
     from ultrapixel_jax.models.guidance import Guidance
@@ -68,7 +68,7 @@ def programs(config: Any, bucket: Bucket, mesh: Any) -> dict[str, Any]:
             del i
             return stage_b.apply(v, x.astype(half), r, conditioning), carry
 
-        return run_steps(denoise, x, (), table, 0, steps, lambda i: x)[0]
+        return run_steps(denoise, begin(x), (), table, 0, steps, lambda i: x)[0]
 
     def table(settings: Any) -> Any:
         return jax.tree.map(lambda v: spec(*v.shape), make_table(settings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling.pipeline import Cascade
 from ultrapixel_jax.sampling.requests import Request
+from ultrapixel_jax.sampling.stages.base import Variants
 from ultrapixel_jax.sharding import make_mesh
 
 STAGE_C = DiffusionConfig(steps=2)
@@ -91,6 +93,52 @@ def test_only_a_new_bucket_compiles(cascade, alone):
     assert cascade.compilations == before
     make(cascade, request("taller", 5, 512, 384))
     assert cascade.compilations > before
+
+
+def operations(programs: Variants, **static: bool) -> float:
+    (compiled,) = programs(**static)._compiled.values()
+    return compiled.cost_analysis()["flops"]
+
+
+def test_steps_outside_the_interval_of_guidance_run_half_the_batch(cascade, alone):
+    """And so do all where the weight is 1, in every pass, by the same programs."""
+
+    def latents(**changes: Any) -> dict[str, np.ndarray]:
+        stages = {"stage_c": STAGE_C, "stage_b": dataclasses.replace(STAGE_B, steps=2)}
+        for stage, own in changes.items():
+            stages[stage] = dataclasses.replace(stages[stage], **own)
+        return make(cascade, dataclasses.replace(A, **stages))[0].latents
+
+    before = cascade.compilations
+    late = {"cfg": 4.0, "cfg_from": 0.5, "cfg_from_hr": 0.0, "cfg_hr": 4.0}
+    found = latents(stage_c=late, stage_b={"cfg": 3.0, "cfg_until": 0.5})
+    assert cascade.compilations == before + 2  # of the LR pass and of stage B
+    one = latents(stage_c={"cfg": 1.0, "cfg_hr": 4.0}, stage_b={"cfg": 1.0})
+    near = latents(stage_c={"cfg": 1 + 1e-6, "cfg_hr": 4.0}, stage_b={"cfg": 1 + 1e-6})
+    assert cascade.compilations == before + 2
+    plain = latents(stage_c={"cfg": 4.0, "cfg_hr": 4.0}, stage_b={"cfg": 3.0})
+    for name in LATENTS:
+        assert relative_error(one[name], near[name]) < 1e-3
+        assert min(relative_error(found[name], other[name]) for other in (one, plain)) > 0.01
+    for programs in (cascade.stage_c._low, cascade.stage_b._steps):
+        whole, half = (operations(programs, unconditional=both) for both in (True, False))
+        assert 0.45 < half / whole < 0.55
+
+
+def test_inner_levels_are_reused_between_steps(cascade, alone):
+    def latents(steps: int, reuse: int) -> dict[str, np.ndarray]:
+        own = dataclasses.replace(STAGE_C, steps=steps, reuse=reuse)
+        of_b = dataclasses.replace(STAGE_B, steps=steps, reuse=reuse)
+        return make(cascade, dataclasses.replace(A, stage_c=own, stage_b=of_b))[0].latents
+
+    first, second, third = latents(1, 2), latents(2, 2), latents(3, 3)
+    for name in LATENTS:
+        assert relative_error(first[name], latents(1, 1)[name]) < 1e-4
+        assert relative_error(second[name], latents(2, 1)[name]) > 1e-3
+        assert relative_error(third[name], latents(3, 1)[name]) > 1e-3
+    # The LR pass gives guidance from its last step, whose inner levels are computed.
+    before = cascade.compilations
+    assert not np.array_equal(latents(3, 2)["stage_c"], third["stage_c"]) and cascade.compilations == before
 
 
 def test_a_weight_of_1_in_the_hr_pass_leaves_out_its_unconditional_half(cascade):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
-from ultrapixel_jax.config import DiffusionConfig, ScheduleName
+from ultrapixel_jax.config import HR_FIELDS, DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath, bucket_errors, place
 from ultrapixel_jax.sampling.condition_keys import KEYS
@@ -177,14 +177,22 @@ def _parser() -> Parser:
             "cfg": ("classifier-free guidance weight", cfg),
             "cfg_hr": ("the weight in the HR pass; lower keeps very large pictures in one", "as --cfg"),
             "shift": ("shift of the noise schedule", "1"),
-            "sampler": ("how a step is taken", "ddpm"),
-            "eta": ("DDIM's eta, 0 to 1", "1 for ddpm, 0 for ddim"),
+            "sampler": ("how a step is taken; those of dpmpp need fewer", "ddpm"),
+            "eta": ("noise that steps add, 0 to 1", "1 for ddpm and dpmpp_2m_sde, else 0"),
             "schedule": (", ".join(get_args(ScheduleName)), "cosine"),
             "cfg_rescale": ("share of the guided noise that is rescaled", "0.7"),
+            "steps_hr": ("denoising steps of the HR pass", "as --steps"),
+            "sampler_hr": ("of the HR pass", "as --sampler"),
+            "cfg_from": ("where guidance by --cfg begins, 0 (noise) to 1 (picture)", "0"),
+            "cfg_until": ("where it ends; steps without it run half the batch", "1"),
+            "cfg_from_hr": ("that of the HR pass", "as --cfg-from"),
+            "cfg_until_hr": ("that of the HR pass", "as --cfg-until"),
+            "reuse": ("compute the inner levels in every Nth step alone", "1"),
+            "reuse_hr": ("that of the HR pass", "as --reuse"),
         }
         for name, (text, shown) in told.items():
-            if stage != "B" or name != "cfg_hr":
-                more = {"metavar": "NAME"} if name == "schedule" else {}
+            if stage != "B" or name not in HR_FIELDS:
+                more = {"metavar": "NAME"} if name in ("schedule", "sampler_hr") else {}
                 option = f"--{name.replace('_', '-')}{suffix}"
                 p.option(option, SETTINGS[name], text, shown=shown, **more)
     p.section("what steers it beside the prompt (docs/control.md)")

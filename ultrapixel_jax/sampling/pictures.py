@@ -32,9 +32,11 @@ from ultrapixel_jax.sampling.picture import KEY, Picture
 from ultrapixel_jax.sampling.requests import MAX_SEED, Request, check_prompt
 from ultrapixel_jax.sizes import LR_SIDE, check_size
 
-FORMAT = 2
+FORMAT = 3
 """Newest version of that object's layout. A picture gets the oldest whose readers understand it: 1, or 2 with
-conditions, which they would pass over."""
+conditions, which they would pass over, or 3 with sampling that they do not know."""
+OF_FORMAT_1 = ("steps", "cfg", "cfg_hr", "shift", "sampler", "eta", "schedule", "cfg_rescale")
+"""Fields of sampling that are always written; the others where they are not the default."""
 SAME_PICTURE = (
     "prompt", "negative_prompt", "seed", "height", "width", "preview", "stage_c", "stage_b",
     "checkpoint", "config", "dtype",
@@ -88,7 +90,7 @@ def describe(request: Request, run: Run, latents: str | None = None) -> dict[str
     """
     asked = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
     del asked["name"], asked["index"], asked["conditions"]
-    asked |= {"stage_c": to_dict(request.stage_c), "stage_b": to_dict(request.stage_b)}
+    asked |= {"stage_c": sampling(request.stage_c), "stage_b": sampling(request.stage_b)}
     versions = {"ultrapixel_jax": __version__}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -96,8 +98,22 @@ def describe(request: Request, run: Run, latents: str | None = None) -> dict[str
     given = {} if latents is None else {"latents": latents}
     if request.conditions:
         given |= {"conditions": conditions.described(request.conditions)}
-    version = FORMAT if request.conditions else 1
+    newer = any(
+        set(asked[stage]) - set(OF_FORMAT_1) or asked[stage]["sampler"] not in ("ddpm", "ddim")
+        for stage in ("stage_c", "stage_b")
+    )
+    version = 3 if newer else 2 if request.conditions else 1
     return {"format": version} | asked | dataclasses.asdict(run) | given | {"versions": versions}
+
+
+def sampling(settings: DiffusionConfig) -> dict[str, Any]:
+    """`settings` for metadata: pictures of before a field was there are those of its default."""
+    default = DiffusionConfig()
+    return {
+        name: value
+        for name, value in to_dict(settings).items()
+        if name in OF_FORMAT_1 or value != getattr(default, name)
+    }
 
 
 def check_same_model(made_by: Run, now: Run) -> None:

@@ -19,6 +19,7 @@ from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
 from ultrapixel_jax.checkpoints.weights import Weights, load_weights
 from ultrapixel_jax.compilation.executables import Executables
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
+from ultrapixel_jax.diffusion.sampler import halves
 from ultrapixel_jax.diffusion.two_branch import Prompts
 from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.report import Report
@@ -49,6 +50,15 @@ class Result:
     """`stage_c_low`, `stage_c` and, unless previewed, `stage_b`; float32, channels last."""
     controls: dict[str, UInt8[np.ndarray, "h2 w2 c"]] = dataclasses.field(default_factory=dict)
     """What each ControlNet was shown, by its kind."""
+
+
+def programs(request: Request) -> tuple[tuple[frozenset[bool], int], ...]:
+    """What tells the programs of a bucket apart, of both passes of stage C and of stage B.
+
+    Whether steps have the unconditional half, and 2 where inner levels are reused, else 1.
+    """
+    passes = (request.stage_c, request.stage_c.of_hr, request.stage_b)
+    return tuple((halves(settings), min(settings.reuse, 2)) for settings in passes)
 
 
 class Cascade:
@@ -173,14 +183,21 @@ class Cascade:
     def compile(self, request: Request, *, batch_size: int) -> None:
         """Compile every program that pictures of the size, settings and conditions of `request` need.
 
-        By a step of each stage. Of the settings, only whether the weight of the HR pass is 1 counts.
+        By a step of each stage, and by another where some steps of a pass have classifier-free guidance and
+        others none. Of the settings, that counts and whether inner levels are reused.
         """
-        one = DiffusionConfig(steps=1)
-        stage_c = dataclasses.replace(one, cfg_hr=1.0) if request.stage_c.effective_cfg_hr == 1 else one
         height, width = self.bucket(request).pixels
-        own = request.conditions
-        padded = Request("", "", 0, height, width, stage_c=stage_c, stage_b=one, conditions=own)
-        self.generate([padded], batch_size=batch_size)
+        needs = programs(request)
+        # Where no pass has steps of both kinds, one picture runs them all.
+        for both in (True, False) if any(len(of) > 1 for of, _ in needs) else (True,):
+            low, high, b = (
+                DiffusionConfig(steps=1, cfg=2.0 if both is (both in of) else 1.0, reuse=reuse)
+                for of, reuse in needs
+            )
+            stage_c = dataclasses.replace(low, cfg_hr=high.cfg, reuse_hr=high.reuse)
+            own = request.conditions
+            one = Request("", "", 0, height, width, stage_c=stage_c, stage_b=b, conditions=own)
+            self.generate([one], batch_size=batch_size)
 
     def generate(
         self,

@@ -34,7 +34,7 @@ from ultrapixel_jax.files import place
 from ultrapixel_jax.sampling import arguments, effects, pictures
 from ultrapixel_jax.sampling.arguments import Options, Sampling, check_names, checked_number
 from ultrapixel_jax.sampling.picture import Picture
-from ultrapixel_jax.sampling.pipeline import Cascade, Progress
+from ultrapixel_jax.sampling.pipeline import Cascade, Progress, programs
 from ultrapixel_jax.sampling.requests import (
     DECODE_BYTES,
     Entry,
@@ -286,8 +286,7 @@ class UltraPixel:
         needed = {}
         for batch in batches:
             first = batch.requests[0]
-            plain_hr = first.stage_c.effective_cfg_hr == 1
-            needed[batch.bucket, plain_hr, first.conditions.group] = first
+            needed[batch.bucket, programs(first), first.conditions.group] = first
         for request in needed.values():
             self.cascade.compile(request, batch_size=batch_size)
         return len({batch.bucket for batch in batches})
