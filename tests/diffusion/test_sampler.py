@@ -20,6 +20,7 @@ from ultrapixel_jax.diffusion.sampler import (
     guidance_step,
     guide,
     image_keys,
+    in_turn,
     initial_noise,
     make_table,
     noise,
@@ -186,6 +187,18 @@ def test_guidance_is_the_formula_for_each_image_alone():
         np.testing.assert_allclose(found[i], expected, rtol=2e-5, atol=1e-5)
         alone = guide(jnp.asarray(epsilon[[i, 3 + i]], jnp.float32), cfg, rescale)
         np.testing.assert_allclose(alone[0], found[i], rtol=1e-6, atol=1e-6)
+
+
+def test_halves_in_turn_give_what_both_give_at_once():
+    x = jax.random.normal(jax.random.key(0), (6, *SHAPE))
+    beside = {"a": jnp.arange(6.0), "none": None}
+
+    def function(x, beside):
+        assert x.shape[0] in (3, 6) and beside["none"] is None
+        return {"x": x * 2 + beside["a"][:, None, None, None], "sum": x.sum((1, 2, 3))}
+
+    found, expected = in_turn(function, x, beside), function(x, beside)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
 def test_noise_depends_on_seed_stream_and_step_only():

@@ -31,6 +31,7 @@ ALWAYS = {
     "preview", "quiet", "batch_size", "mesh", "process_index", "process_count", "distributed", "coordinator",
     "cache_dir", "no_cache", "lora", "token", "control", "control_map", "image_prompt", "inpaint",
     "cfg", "cfg_b", "steps", "shift", "sampler", "eta", "schedule", "reuse",
+    "int8", "offload",
 }  # fmt: skip
 """Options that always have an effect, as long as something is drawn with stage C."""
 
@@ -65,6 +66,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         for name in ("cfg_rescale_b", "cfg_from_b", "cfg_until_b")
     ),
     ("negative_prompt", ONE, {"requests": (request({"cfg": 1.0}),)}),
+    ("cfg_in_turn", ONE, {"requests": (request({"cfg": 1.0}),)}),
     ("negative_prompt", {"requests": (request({"cfg": 1.0}),), "preview": True}, {}),
     *((name, {"compile_only": True}, {}) for name in ("output", "save_latents", "seed", "num_images")),
     *((name, {"compile_only": True}, {}) for name in sorted({*SETTINGS, *SETTINGS_B} - COMPILED)),

@@ -13,7 +13,9 @@ from configs.tiny import config
 from tests.recordings import relative_error
 from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sampling.pipeline import Cascade
+from ultrapixel_jax.models import int8
+from ultrapixel_jax.sampling.arguments import conditions
+from ultrapixel_jax.sampling.pipeline import Cascade, Memory
 from ultrapixel_jax.sampling.requests import Request
 from ultrapixel_jax.sampling.stages.base import Variants
 from ultrapixel_jax.sharding import make_mesh
@@ -152,6 +154,26 @@ def test_a_weight_of_1_in_the_hr_pass_leaves_out_its_unconditional_half(cascade)
     assert relative_error(latent(1.0, A, B), expected) < 1e-3
     assert cascade.compilations == before + 1
     assert relative_error(latent(1.0, A), expected) < 1e-3
+
+
+def test_less_memory_draws_nearly_the_same_picture(alone, monkeypatch, tmp_path):
+    """Kernels in eight bits, stages that wait on the host, and guidance's halves one after the other."""
+    monkeypatch.setattr(int8, "SMALLEST", 48)
+    mesh = make_mesh({"data": 8})
+    with pytest.raises(UserError, match="leave out the mesh"):
+        Cascade.load(None, config=config, mesh=mesh, memory=Memory(offload=True))
+    model = Cascade.load(None, config=config, memory=Memory(int8=True, offload=True, cfg_in_turn=True))
+    kernels = [x for x in jax.tree.leaves(model.stage_c.variables) if x.dtype == np.int8]
+    assert len(kernels) > 30 and sum(x.nbytes for x in kernels) > 4e5
+    found = make(model, A)[0]
+    for name in LATENTS:
+        assert 1e-5 < relative_error(found.latents[name], alone.latents[name]) < 0.1
+    for stage in model.stages:
+        assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(stage.variables))
+    (tmp_path / "a.safetensors").touch()
+    steered = conditions({"lora": tmp_path / "a.safetensors"})
+    with pytest.raises(UserError, match="a LoRA cannot be added to weights in int8"):
+        make(model, dataclasses.replace(A, conditions=steered))
 
 
 def test_without_guidance_and_with_the_ablations(cascade, alone):

@@ -199,6 +199,18 @@ def initial_noise(keys: UInt32[Array, "b 2"], shape: tuple) -> Float[Array, "b h
     return noise(keys, 0, shape)
 
 
+def in_turn(function: Callable[..., Any], *batched: Any) -> Any:
+    """`function` of `[conditional, unconditional]` halves, one after the other, in the memory of one.
+
+    Args:
+        function: of arrays whose leading axis is that of images.
+        batched: its arguments, of both halves.
+    """
+    halves = jax.tree.map(lambda y: y.reshape(2, y.shape[0] // 2, *y.shape[1:]), batched)
+    out = jax.lax.map(lambda half: function(*half), halves)
+    return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), out)
+
+
 def guide(
     epsilon: Float[Array, "b2 h w c"], cfg: Float[Array, ""], rescale: Float[Array, ""]
 ) -> Float[Array, "b h w c"]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ultrapixel_jax.diffusion.sampler import State, Table, as_arrays, begin, run_steps
+from ultrapixel_jax.diffusion.sampler import State, Table, as_arrays, begin, in_turn, run_steps
 from ultrapixel_jax.models.embeddings import sinusoidal
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.resize import Size
@@ -125,6 +125,8 @@ class StageCModel(NamedTuple):
     guidance_variables: Any = None
     dtype: Any = jnp.float32
     """Compute dtype of the networks; the sampler's own state is float32."""
+    in_turn: bool = False
+    """Whether the halves of a guided batch run one after the other."""
 
     def condition(self, prompts: Prompts) -> Conditioning:
         """Keys and values of the conditioning."""
@@ -146,9 +148,20 @@ class StageCModel(NamedTuple):
         conditioning: Conditioning,
         prepared: Features | None = None,
         scale: ScaleInputs | None = None,
-        **kwargs: Any,
+        *,
+        copies: int = 1,
+        **batched: Any,
     ) -> StageCOutput:
-        """One pass of stage C, guided where `prepared` (for as many images as x) is given."""
+        """One pass of stage C, guided where `prepared` (for as many images as x) is given.
+
+        `copies` are the halves of the batch, and `batched` further arguments of stage C.
+        """
+        if self.in_turn and copies > 1:
+
+            def half(x: Any, r: Any, conditioning: Any, prepared: Any, batched: Any) -> StageCOutput:
+                return self._replace(in_turn=False).denoise(x, r, conditioning, prepared, scale, **batched)
+
+            return in_turn(half, x, r, conditioning, prepared, batched)
         fuse: Fuse | None = None
         if self.guidance is not None and prepared and scale is not None:
             apply = functools.partial(self.guidance.apply, self.guidance_variables, method="fuse")
@@ -161,7 +174,7 @@ class StageCModel(NamedTuple):
             fuse = fuse_at
 
         return self.stage_c.apply(  # pyright: ignore
-            self.variables, x.astype(self.dtype), r, conditioning, fuse=fuse, **kwargs
+            self.variables, x.astype(self.dtype), r, conditioning, fuse=fuse, **batched
         )
 
 
@@ -200,12 +213,12 @@ def lr_steps(
     """
 
     def denoise(x: Array, r: Array, i: Array, carried: Carried) -> tuple[Array, Carried]:
-        controls = steering.maps(i, copies=2 if unconditional else 1)
-        b = x.shape[0] // 2 if unconditional else x.shape[0]
+        copies = 2 if unconditional else 1
+        controls, b = steering.maps(i, copies), x.shape[0] // copies
 
         def whole(carried: Carried) -> tuple[Array, Carried]:
             kept = carried.features
-            out = model.denoise(x, r, conditioning, controls=controls)
+            out = model.denoise(x, r, conditioning, controls=controls, copies=copies)
 
             def captured() -> Features:
                 return {place: out.features[place][:b].astype(kept[place].dtype) for place in kept}
@@ -215,7 +228,8 @@ def lr_steps(
             return out.epsilon, carried.after(features, out.deep)
 
         def outer(carried: Carried) -> tuple[Array, Carried]:
-            return model.denoise(x, r, conditioning, controls=controls, deep=carried.deep).epsilon, carried
+            out = model.denoise(x, r, conditioning, controls=controls, copies=copies, deep=carried.deep)
+            return out.epsilon, carried
 
         return (
             whole(carried) if carried.deep is None else jax.lax.cond(table.anew[i] > 0, whole, outer, carried)
@@ -255,15 +269,15 @@ def hr_steps(
     table = as_arrays(table)
 
     def denoise(x: Array, r: Array, i: Array, deep: Any) -> tuple[Array, Any]:
-        controls = steering.maps(i, copies=2 if unconditional else 1)
+        copies = 2 if unconditional else 1
+        given: dict[str, Any] = {"controls": steering.maps(i, copies), "copies": copies}
 
         def whole(deep: Any) -> tuple[Array, Any]:
-            out = model.denoise(x, r, conditioning, prepared, scale, controls=controls)
+            out = model.denoise(x, r, conditioning, prepared, scale, **given)
             return out.epsilon, None if deep is None else out.deep.astype(deep.dtype)
 
         def outer(deep: Any) -> tuple[Array, Any]:
-            out = model.denoise(x, r, conditioning, prepared, scale, controls=controls, deep=deep)
-            return out.epsilon, deep
+            return model.denoise(x, r, conditioning, prepared, scale, **given, deep=deep).epsilon, deep
 
         return whole(deep) if deep is None else jax.lax.cond(table.anew[i] > 0, whole, outer, deep)
 
@@ -309,7 +323,8 @@ def synchronized_steps(
         copies = 2 if unconditional[1] else 1
         prepared = {place: jnp.concatenate([g] * copies) for place, g in prepared.items()}
         controls = steering_hr.maps(i, copies)
-        return model.denoise(x, r, halves[1], prepared, scale, controls=controls).epsilon, lr
+        out = model.denoise(x, r, halves[1], prepared, scale, controls=controls, copies=copies)
+        return out.epsilon, lr
 
     hr, lr = run_steps(
         denoise, hr, lr, of_hr, start, stop, fresh_hr,

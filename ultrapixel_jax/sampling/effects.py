@@ -80,6 +80,8 @@ RULES = (
     Rule({*HR_FIELDS}, lambda s: not s.guided, "the model has no guidance, and so one pass"),
     Rule({"cfg_rescale", "cfg_from", "cfg_until", "cfg_from_hr", "cfg_until_hr"}, _plain_c,
          "there is nothing to guide or rescale where weights of guidance are 1"),
+    Rule({"cfg_in_turn"}, lambda s: _plain_c(s) and (s.preview or _plain_b(s)),
+         "weights of guidance are 1, and so there is one half"),
     Rule({"cfg_rescale_b", "cfg_from_b", "cfg_until_b"}, _plain_b,
          "there is nothing to guide or rescale where weights of guidance are 1"),
     Rule(

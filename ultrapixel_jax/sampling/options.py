@@ -21,7 +21,8 @@ from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
-     "no_cache", "no_ema", "controlnet", "quiet", "distributed", "coordinator", "patience"]
+     "no_cache", "no_ema", "controlnet", "quiet", "distributed", "coordinator", "patience", "offload",
+     "cfg_in_turn"]
 )  # fmt: skip
 """What may be given beside ``--reproduce``; the rest is the picture's."""
 
@@ -75,6 +76,12 @@ class Options:
     no_cache: bool
     ema: bool
     """Of a training run's weights, the moving average."""
+    int8: bool
+    """Whether kernels of stages C and B are in eight bits."""
+    offload: bool
+    """Whether weights wait in the host's memory while their stage has nothing to do."""
+    cfg_in_turn: bool
+    """Whether the halves of classifier-free guidance run one after the other."""
     quiet: bool
 
 
@@ -132,6 +139,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         cache_dir=values.cache_dir,
         no_cache=values.no_cache,
         ema=not values.no_ema,
+        int8=values.int8,
+        offload=values.offload,
+        cfg_in_turn=values.cfg_in_turn,
         quiet=values.quiet,
     )
 
@@ -226,6 +236,9 @@ def _parser() -> Parser:
     p.option("--tile", TILE, "side of stage A's tiles in latents", shown="auto")
     p.option("--decode-memory", number(above=0), "memory that decoding may take, for --tile auto", shown="4",
              metavar="GB")  # fmt: skip
+    p.flag("--int8", "the kernels of stages C and B in eight bits: half the memory of bfloat16")
+    p.flag("--offload", "weights wait in the host's memory but for those of the stage at work")
+    p.flag("--cfg-in-turn", "the halves of classifier-free guidance one after the other: less memory")
     p.flag("--compile-only", "compile every size in the list and stop")
     p.option(
         "--process-index",

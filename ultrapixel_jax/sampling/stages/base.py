@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
@@ -65,6 +66,8 @@ class Setup:
     """Compilation counts to its stage `compile`."""
     executables: Executables | None
     """Where compiled programs are kept."""
+    cfg_in_turn: bool = False
+    """Whether the halves of classifier-free guidance run one after the other."""
 
     def program(
         self,
@@ -89,6 +92,9 @@ class Stage:
     networks: ClassVar[tuple[str, ...]]
     """Names of its networks in `CascadeConfig`."""
 
+    offloaded = False
+    """Whether its variables wait in the host's memory while it has nothing to do."""
+
     def __init__(self, variables: Mapping[str, Any]) -> None:
         self.variables: dict[str, Any] = {}
         """By network, the first argument of its programs; other values of the same shapes compile nothing."""
@@ -97,6 +103,21 @@ class Stage:
     def replace_variables(self, variables: Mapping[str, Any]) -> None:
         """Run with those of `variables`, by network, that belong to this stage."""
         self.variables |= {name: variables[name] for name in self.networks if name in variables}
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """With its variables on the device; if `offloaded`, they are on the host before and after."""
+        if not self.offloaded:
+            yield
+            return
+        self.variables = jax.device_get(self.variables)
+        waiting = dict(self.variables)
+        self.variables = jax.device_put(waiting)
+        try:
+            yield
+        finally:
+            # What it has loaded meanwhile waits beside the others.
+            self.variables = jax.device_get({**self.variables, **waiting})
 
     @property
     def compilations(self) -> int:

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
-from ultrapixel_jax.diffusion.sampler import Segment, as_arrays, begin, initial_noise, run_steps, segments
+from ultrapixel_jax.diffusion.sampler import (
+    Segment,
+    as_arrays,
+    begin,
+    in_turn,
+    initial_noise,
+    run_steps,
+    segments,
+)
 from ultrapixel_jax.models.stage_b import StageB
 from ultrapixel_jax.sampling.stages.base import (
     STAGE_B,
@@ -49,17 +57,22 @@ class StageBSampler(Stage):
         ) -> Any:  # fmt: skip
             table = as_arrays(inputs.table)
 
+            def network(x: Any, r: Any, conditioning: Any, deep: Any) -> Any:
+                return stage_b.apply(
+                    v["stage_b"], x.astype(compute), r, conditioning, deep=deep, method="step"
+                )
+
             def denoise(x: Any, r: Any, i: Any, deep: Any) -> tuple[Any, Any]:
+                def run(deep: Any) -> Any:
+                    one = setup.cfg_in_turn and unconditional
+                    given = (x, r, conditioning, deep)
+                    return in_turn(network, *given) if one else network(*given)
+
                 def whole(deep: Any) -> Any:
-                    made: Any = stage_b.apply(v["stage_b"], x.astype(compute), r, conditioning, method="step")
-                    return made[0], None if deep is None else made[1].astype(deep.dtype)
+                    epsilon, inner = run(None)
+                    return epsilon, None if deep is None else inner.astype(deep.dtype)
 
-                def outer(deep: Any) -> Any:
-                    return stage_b.apply(
-                        v["stage_b"], x.astype(compute), r, conditioning, deep=deep, method="step"
-                    )
-
-                return whole(deep) if deep is None else jax.lax.cond(table.anew[i] > 0, whole, outer, deep)
+                return whole(deep) if deep is None else jax.lax.cond(table.anew[i] > 0, whole, run, deep)
 
             fresh = inputs.fresh(state.x)
             return run_steps(denoise, state, deep, table, first, last, fresh, unconditional=unconditional)

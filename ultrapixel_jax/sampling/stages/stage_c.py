@@ -153,7 +153,8 @@ class TwoBranchSampler(Stage):
         guidance = None if config.guidance is None else Guidance(config.guidance, setup.dtype)
 
         def model(v: Any) -> StageCModel:
-            return StageCModel(stage_c, v["stage_c"], guidance, v.get("guidance"), setup.dtype)
+            own, other = v["stage_c"], v.get("guidance")
+            return StageCModel(stage_c, own, guidance, other, setup.dtype, setup.cfg_in_turn)
 
         def condition(v: Any, prompts: Prompts) -> Any:
             return model(v).condition(prompts)
