@@ -96,7 +96,9 @@ def run(options: Options) -> int:
     if not requests:
         say(options, "the list has no batch for this process")
         return 0
-    notes(options, model, batch_size, {text for r in requests for text in (r.prompt, r.negative_prompt)})
+    notes(options, model, batch_size)
+    for line in model.doubts(requests):
+        note(line, kind="warning")
     for line in without_effect(options, model, entries, requests, cached=cache is not None):
         note(line, kind="warning")
 
@@ -180,7 +182,7 @@ def as_recorded(options: Options, made_by: Any) -> Options:
 # ──────────────────────────────────────────────────────────────────────────────── what it says
 
 
-def notes(options: Options, model: UltraPixel, batch_size: int, texts: set[str]) -> None:
+def notes(options: Options, model: UltraPixel, batch_size: int) -> None:
     """Print what may be a surprise."""
     if options.checkpoint is None and options.config is None:
         note("no --checkpoint: the demo draws, which knows prompts like 'a red circle above a blue square'")
@@ -188,10 +190,6 @@ def notes(options: Options, model: UltraPixel, batch_size: int, texts: set[str])
         note("--config without --checkpoint: the model is untrained, so the pictures are NOISE")
     if batch_size != (options.batch_size or 1):
         note(f"batch size rounded up to {batch_size}, a multiple of the mesh's data·fsdp")
-    for text in sorted(texts):
-        if cut := model.cascade.truncated(text):
-            tokens = model.config.clip_text.positions
-            note(f"prompt over {tokens} tokens, cut off is: {one_line(cut)!r}", kind="warning")
 
 
 def without_effect(

@@ -5,6 +5,7 @@
 Weights in bfloat16: 12 GB (stage C 7.2, stage B 3.1, CLIP 1.4, the rest 0.3).
 """
 
-from ultrapixel_jax.config import CascadeConfig
+from ultrapixel_jax.config import CascadeConfig, GuidanceConfig
 
-config = CascadeConfig()
+# 1K to 6K, and shapes up to 6:1: what the paper trained UltraPixel for.
+config = CascadeConfig(guidance=GuidanceConfig(trained_sides=(1024, 6144), trained_ratio=6.0))

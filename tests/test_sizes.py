@@ -29,6 +29,26 @@ def long_sizes(draw):
     return draw(st.sampled_from([size, size[::-1]]))
 
 
+@pytest.mark.parametrize(
+    ("size", "sides", "ratio", "said"),
+    [
+        ((768, 768), (384, 1536), 1.0, None),
+        ((375, 390), (384, 1536), 1.0, None),
+        ((1560, 1540), (384, 1536), 1.0, None),
+        ((1640, 1640), (384, 1536), None, "areas from 384x384 to 1536x1536"),
+        ((256, 384), (384, 1536), None, "areas from 384x384 to 1536x1536"),
+        ((600, 1200), (384, 1536), 1.0, "squares alone"),
+        ((1200, 600), (384, 1536), 16 / 9, "sides of at most 1.78:1"),
+        ((2048, 8192), (384, 1536), 2.0, "areas from 384x384 to 1536x1536 and sides of at most 2:1"),
+        ((2048, 8192), None, None, None),
+        ((1024, 1792), (1024, 6144), 6.0, None),
+    ],
+)
+def test_sizes_that_a_model_was_not_trained_on(size, sides, ratio, said):
+    line = sizes.outside_training(*size, sides, ratio)
+    assert (line is None) if said is None else f"{size[0]}x{size[1]} " in line and f": {said};" in line
+
+
 THRESHOLDS = GuidanceConfig().up_guide_weights
 
 

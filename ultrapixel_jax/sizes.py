@@ -34,6 +34,8 @@ STAGE_B_FACTOR = 4
 """Pixels per stage B (stage A) latent position."""
 PIXEL_MULTIPLE = 8
 """Stage B un-shuffles its latent by 2, so pictures are made in multiples of 4·2 and then cropped."""
+NEARLY = 1.05
+"""By how much a side or an aspect ratio may be beyond what a model was trained on, before that is said."""
 LR_SIDE = 32
 """Side of the square low-resolution picture of the full model, in units of 32 pixels."""
 
@@ -123,6 +125,32 @@ def check_size(height: int, width: int) -> None:
             f"size {height}x{width} needs {h}x{w} = {h * w} low-resolution tokens, more than the "
             f"{MAX_LR_TOKENS} position embeddings of the guidance; take an aspect ratio nearer 1:1"
         )
+
+
+def outside_training(
+    height: int, width: int, sides: tuple[int, int] | None, ratio: float | None
+) -> str | None:
+    """That a picture of `height` × `width` pixels is not of a size that the model was trained on, in words.
+
+    None where it is.
+
+    Args:
+        height: in pixels.
+        width: in pixels.
+        sides: `GuidanceConfig.trained_sides`; None where nobody knows.
+        ratio: `GuidanceConfig.trained_ratio`.
+    """
+    side, shape = math.sqrt(height * width), max(height, width) / min(height, width)
+    known = []
+    if sides is not None and not sides[0] <= side * NEARLY <= sides[1] * NEARLY**2:
+        known.append(f"areas from {sides[0]}x{sides[0]} to {sides[1]}x{sides[1]}")
+    if ratio is not None and shape > ratio * NEARLY:
+        known.append("squares alone" if ratio == 1 else f"sides of at most {ratio:.3g}:1")
+    if not known:
+        return None
+    return (
+        f"size {height}x{width} is not what the model was trained on: {' and '.join(known)}; expect mistakes"
+    )
 
 
 def parse_size(text: str) -> HW:

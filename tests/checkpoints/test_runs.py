@@ -226,6 +226,8 @@ def test_a_run_that_is_moved_is_the_same(guidance, tmp_path: Path) -> None:
     shutil.copytree(guidance[0], moved)
     rewritten(moved, output=str(moved), mesh={"data": 4}, log={"every": 1}, pictures={"every": 5}, steps=9)
     assert Sources([moved]).identity == before
+    known = RunWeights.open(moved).manifest.model.guidance
+    assert known is not None and known.trained_sides and known.trained_ratio  # which no picture depends on
     (moved / RUN_MANIFEST).unlink()  # as one that was made before there were any
     assert Sources([moved]).identity == before
     assert Sources([moved], ema=False).identity != before

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tests.sampling.test_sample import FakeCascade
 from ultrapixel_jax import Picture, UltraPixel, UserError
 from ultrapixel_jax.checkpoints.weights import natural_dtype
-from ultrapixel_jax.config import CascadeConfig, load_config
+from ultrapixel_jax.config import CascadeConfig, GuidanceConfig, load_config
 from ultrapixel_jax.sampling import pictures, ultrapixel
 from ultrapixel_jax.sampling.requests import Request
 
@@ -160,6 +160,19 @@ def test_what_is_wrong_is_said_in_a_line(fake):
         UltraPixel.load("/nowhere/at/all", config=str(ROOT / "configs" / "none.py"), cache=False)
     with pytest.warns(UserWarning, match="cut off is: 'rest'"):
         fake("x" * 200 + "rest", height=256, width=256)
+
+
+def test_a_size_that_the_model_was_not_trained_on_is_told(fake):
+    guidance = GuidanceConfig(trained_sides=(512, 1024), trained_ratio=2.0)
+    fake.cascade.config = dataclasses.replace(fake.config, guidance=guidance)
+    with pytest.warns(
+        UserWarning, match="size 256x256 is not what the model was trained on: areas from 512x"
+    ):
+        fake("a", height=256, width=256)
+    fake("a", height=512, width=1024)
+    for nobody_knows in (dataclasses.replace(guidance, trained_sides=None, trained_ratio=None), None):
+        fake.cascade.config = dataclasses.replace(fake.config, guidance=nobody_knows)
+        fake("a", height=256, width=1024)
 
 
 def test_a_models_size_decides_the_dtype():

@@ -45,7 +45,8 @@ def test_what_the_model_is_and_what_a_size_means(web: Client) -> None:
     assert model["defaults"]["steps"] == 4
     assert model["choices"]["sampler"] == [*get_args(SamplerName)]
     assert "cfg_hr_b" not in model["defaults"] and {"sampler_hr", "reuse_b"} <= {*model["defaults"]}
-    assert web.get("/api/plan?height=2048&width=3072")[1]["lr"] == [20, 30]
+    planned = web.get("/api/plan?height=2048&width=3072")[1]
+    assert (planned["lr"], planned["doubt"]) == ([20, 30], "")
     for query, words in (
         ("height=100&width=512", "height 100 is outside 256 to 8192 pixels"),
         ("height=512", "'' is not a whole number"),

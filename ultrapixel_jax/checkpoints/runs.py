@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from ultrapixel_jax.config import CascadeConfig, from_dict, to_dict
+from ultrapixel_jax.config import CascadeConfig, drawn_alike, from_dict, to_dict
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import bucket_errors, fingerprint, is_remote
 
@@ -183,7 +183,9 @@ class RunWeights:
         model = dataclasses.replace(
             self.manifest.model, sampling_c=CascadeConfig().sampling_c, sampling_b=CascadeConfig().sampling_b
         )
-        return fingerprint([sums, self.step, fields, sorted(self.manifest.stacked), to_dict(model)])
+        values = to_dict(model)
+        values["guidance"] = drawn_alike(values["guidance"])
+        return fingerprint([sums, self.step, fields, sorted(self.manifest.stacked), values])
 
     def _parameters(self, ema: bool) -> str:
         """The field of the state that is meant."""

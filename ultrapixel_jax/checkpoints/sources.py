@@ -29,7 +29,9 @@ from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath, place
 from ultrapixel_jax.models import components, scan
 
-RUN_TIME_FIELDS = ("timestep", "up_guide_weights", "lr_side", "dropout")
+RUN_TIME_FIELDS = (
+    "timestep", "up_guide_weights", "lr_side", "dropout", "trained_sides", "trained_ratio",
+)  # fmt: skip
 """Fields that a configuration may change without changing any weight's shape or meaning."""
 RANDOM_STD = 0.02
 RANDOM = "random numbers"

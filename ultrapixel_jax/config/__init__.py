@@ -35,6 +35,7 @@ from ultrapixel_jax.config.networks import (
 from ultrapixel_jax.config.reading import (
     DTYPES,
     check_dtype,
+    drawn_alike,
     from_dict,
     load_config,
     to_dict,
@@ -67,6 +68,7 @@ __all__ = [
     "StageCConfig",
     "Upsampler",
     "check_dtype",
+    "drawn_alike",
     "from_dict",
     "load_config",
     "parse_mesh",

@@ -164,8 +164,19 @@ class GuidanceConfig:
     """Side of the square low-resolution picture in units of 32 pixels; others keep its area."""
     up_guide_weights: tuple[tuple[int, float], ...] = ((96 * 96, 0.7), (72 * 72, 0.5), (0, 0.3))
     """(smallest H·W, guide weight) of the up places when sampling, largest first; 1 in training."""
+    trained_sides: tuple[int, int] | None = None
+    """Sides in pixels of the squares of the smallest and the largest area that these networks were trained
+    on; None where nobody knows. Training notes it."""
+    trained_ratio: float | None = None
+    """The same of the longest side over the shortest, at most."""
 
     def __post_init__(self) -> None:
+        if self.trained_sides is not None and not 0 < self.trained_sides[0] <= self.trained_sides[1]:
+            raise UserError(
+                f"guidance.trained_sides {self.trained_sides} are not a smallest and a largest side"
+            )
+        if self.trained_ratio is not None and self.trained_ratio < 1:
+            raise UserError(f"guidance.trained_ratio {self.trained_ratio} must be 1 or more")
         if self.timestep != "synchronized" and not 0.0 <= float(self.timestep) <= 1.0:
             raise UserError(f"guidance timestep {self.timestep} is outside [0, 1]")
         if not 8 <= self.lr_side <= 32:

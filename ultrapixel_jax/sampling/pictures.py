@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ultrapixel_jax.config import CascadeConfig, DiffusionConfig, from_dict, to_dict
+from ultrapixel_jax.config import CascadeConfig, DiffusionConfig, drawn_alike, from_dict, to_dict
 from ultrapixel_jax.config.version import __version__
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import fingerprint
@@ -82,6 +82,7 @@ def config_identity(config: CascadeConfig) -> str:
     """Short hash of every size and choice in `config`, but for the sampling, which requests carry."""
     values = to_dict(config)
     del values["sampling_c"], values["sampling_b"]
+    values["guidance"] = drawn_alike(values["guidance"])
     return fingerprint(values)
 
 

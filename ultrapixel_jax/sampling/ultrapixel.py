@@ -29,7 +29,7 @@ from ultrapixel_jax.config import (
     check_dtype,
     load_config,
 )
-from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.errors import UserError, one_line
 from ultrapixel_jax.files import place
 from ultrapixel_jax.sampling import arguments, effects, pictures
 from ultrapixel_jax.sampling.arguments import Options, Sampling, check_names, checked_number
@@ -44,6 +44,7 @@ from ultrapixel_jax.sampling.requests import (
     with_settings,
 )
 from ultrapixel_jax.sharding import batch_multiple, make_mesh
+from ultrapixel_jax.sizes import outside_training
 
 Latents = Mapping[str, Float[np.ndarray, "_h _w _c"]]
 """Of one picture: `stage_c_low`, `stage_c`, `stage_b`, as `Picture.latents`."""
@@ -186,10 +187,8 @@ class UltraPixel:
             prompts, negative_prompt=negative_prompt, seed=seed, height=height, width=width, options=options
         )
         requests = self.requests(entries, num_images=num_images, **of_all)
-        for text in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):
-            if cut := self.cascade.truncated(text):
-                tokens = self.config.clip_text.positions
-                warnings.warn(f"prompt over {tokens} tokens, cut off is: {cut!r}", stacklevel=3)
+        for line in self.doubts(requests):
+            warnings.warn(line, stacklevel=3)
         own_b = {
             "tile": tile,
             "decode_memory": None if decode_memory == DECODE_BYTES / 1e9 else decode_memory,
@@ -239,6 +238,21 @@ class UltraPixel:
             negative_prompt=negative_prompt, num_images=num_images, conditions=conditions,
         )  # fmt: skip
         return [self._with_networks(request) for request in made]
+
+    def doubts(self, requests: Sequence[Request]) -> list[str]:
+        """What is likely to disappoint in pictures of `requests`, a line each: prompts that are cut off, and
+        sizes that the model was not trained on.
+        """
+        lines = []
+        for text in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):
+            if cut := self.cascade.truncated(text):
+                tokens = self.config.clip_text.positions
+                lines.append(f"prompt over {tokens} tokens, cut off is: {one_line(cut)!r}")
+        if (guidance := self.config.guidance) is not None:
+            known = guidance.trained_sides, guidance.trained_ratio
+            sizes = dict.fromkeys((r.height, r.width) for r in requests)
+            lines += [line for size in sizes if (line := outside_training(*size, *known))]
+        return lines
 
     def settings(self, **sampling: Unpack[Sampling]) -> tuple[DiffusionConfig, DiffusionConfig]:
         """Sampling of stages C and B: the model's own but for `sampling`."""

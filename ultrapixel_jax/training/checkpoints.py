@@ -9,6 +9,7 @@ RUN/checkpoints/STEP/data    position of the data and of the log, checksums of t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -32,9 +33,12 @@ from ultrapixel_jax.checkpoints.runs import (
     manifest_to_json,
     saved_steps,
 )
+from ultrapixel_jax.config import GuidanceConfig
+from ultrapixel_jax.data.config import MULTIPLE, DataConfig, parse_ratio
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import is_full, is_remote, refusal
+from ultrapixel_jax.sizes import STAGE_C_FACTOR
 from ultrapixel_jax.training.changes import differences
 from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, config_to_json
 from ultrapixel_jax.training.state import TrainState
@@ -208,10 +212,24 @@ def is_finished(config: TrainConfig) -> bool:
 def manifest_of(config: TrainConfig) -> RunManifest:
     """What a run of `config` is made of."""
     task = make_task(config)
+    model = config.model
+    if "guidance" in task.trained and model.guidance is not None:
+        model = dataclasses.replace(model, guidance=_trained_on(model.guidance, config.data))
     return RunManifest(
-        {name: task.stacks(name) for name in task.trained}, bool(config.optimizer.ema_decay), config.model,
+        {name: task.stacks(name) for name in task.trained}, bool(config.optimizer.ema_decay), model,
         config.sources, config.seed if config.random_frozen else None,
     )  # fmt: skip
+
+
+def _trained_on(guidance: GuidanceConfig, data: DataConfig) -> GuidanceConfig:
+    """`guidance` with the sizes that `data` has, as those of pictures that are drawn.
+
+    The encoder sees 32 pixels for each position of a latent, from which 42.67 are drawn.
+    """
+    sides = [round(side * STAGE_C_FACTOR / MULTIPLE) for side in (min(data.areas), max(data.areas))]
+    ratios = [float(parse_ratio(ratio)) for ratio in data.ratios]
+    longest = max(max(ratio, 1 / ratio) for ratio in ratios)
+    return dataclasses.replace(guidance, trained_sides=tuple(sides), trained_ratio=longest)
 
 
 def _check_fits(what: str, stored: Mapping[str, Any], abstract: TrainState) -> None:

@@ -32,7 +32,7 @@ from ultrapixel_jax.config import HR_FIELDS, MAX_STEPS, SamplerName, ScheduleNam
 from ultrapixel_jax.config.version import __version__
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B
-from ultrapixel_jax.sizes import LR_SIDE, MAX_SIDE, MIN_SIDE, Bucket
+from ultrapixel_jax.sizes import LR_SIDE, MAX_SIDE, MIN_SIDE, Bucket, outside_training
 from ultrapixel_jax.web import asks, reading, steering, tiles
 from ultrapixel_jax.web.server import Answer, Asked, RefusedError
 from ultrapixel_jax.web.steering import Shelf
@@ -159,7 +159,9 @@ class Routes:
     def _plan(self, asked: Asked) -> dict[str, Any]:
         height, width = (_number(asked.query.get(name, "")) for name in ("height", "width"))
         bucket = Bucket.of(height, width, self._studio.model.cascade.lr_side)
-        return dataclasses.asdict(bucket) | {"guided": self._studio.model.config.guidance is not None}
+        guidance = self._studio.model.config.guidance
+        known = guidance and outside_training(height, width, guidance.trained_sides, guidance.trained_ratio)
+        return dataclasses.asdict(bucket) | {"guided": guidance is not None, "doubt": known or ""}
 
     def _events(self, browser: str) -> Iterator[bytes]:
         yield b"retry: 1000\n\n"

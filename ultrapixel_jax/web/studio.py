@@ -168,11 +168,7 @@ class Studio:
         return steps if preview else {**steps, "B": request.stage_b.steps, "A": 1}
 
     def _notes(self, ask: Ask, requests: Sequence[Request], batch_size: int) -> list[str]:
-        notes = []
-        for text in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):
-            if cut := self.model.cascade.truncated(text):
-                tokens = self.model.config.clip_text.positions
-                notes.append(f"prompt over {tokens} tokens, cut off is: {one_line(cut)!r:.200}")
+        notes = [f"{line:.300}" for line in self.model.doubts(requests)]
         assert isinstance(ask.entry.conditions, Mapping)
         given = {*ask.entry.settings, *ask.entry.conditions}
         given |= {"negative_prompt"} if ask.entry.negative_prompt else set()

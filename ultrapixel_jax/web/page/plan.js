@@ -29,10 +29,11 @@ export function showPlan(height, width) {
   }, 150);
 }
 
-function words({ lr, hr, guided }, height, width) {
+function words({ lr, hr, guided, doubt }, height, width) {
   const millions = ((height * width) / 1e6).toFixed(1);
   const large = `${millions} million pixels, latent ${hr[1]}×${hr[0]}`;
-  return guided ? `Planned as latent ${lr[1]}×${lr[0]}, drawn as ${hr[1]}×${hr[0]}: ${millions} million pixels` : large;
+  const planned = `Planned as latent ${lr[1]}×${lr[0]}, drawn as ${hr[1]}×${hr[0]}: ${millions} million pixels`;
+  return [guided ? planned : large, doubt].filter(Boolean).join(". ");
 }
 
 /** Both latents to one scale, the plan inside the picture. */
