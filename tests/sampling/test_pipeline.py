@@ -120,8 +120,8 @@ def test_steps_outside_the_interval_of_guidance_run_half_the_batch(cascade, alon
     assert cascade.compilations == before + 2
     plain = latents(stage_c={"cfg": 4.0, "cfg_hr": 4.0}, stage_b={"cfg": 3.0})
     for name in LATENTS:
-        assert relative_error(one[name], near[name]) < 1e-3
-        assert min(relative_error(found[name], other[name]) for other in (one, plain)) > 0.01
+        assert relative_error(one[name], near[name]) < 2e-5
+        assert min(relative_error(found[name], other[name]) for other in (one, plain)) > 5e-5
     for programs in (cascade.stage_c._low, cascade.stage_b._steps):
         whole, half = (operations(programs, unconditional=both) for both in (True, False))
         assert 0.45 < half / whole < 0.55
@@ -134,13 +134,14 @@ def test_inner_levels_are_reused_between_steps(cascade, alone):
         return make(cascade, dataclasses.replace(A, stage_c=own, stage_b=of_b))[0].latents
 
     first, second, third = latents(1, 2), latents(2, 2), latents(3, 3)
-    for name in LATENTS:
-        assert relative_error(first[name], latents(1, 1)[name]) < 1e-4
-        assert relative_error(second[name], latents(2, 1)[name]) > 1e-3
-        assert relative_error(third[name], latents(3, 1)[name]) > 1e-3
-    # The LR pass gives guidance from its last step, whose inner levels are computed.
     before = cascade.compilations
-    assert not np.array_equal(latents(3, 2)["stage_c"], third["stage_c"]) and cascade.compilations == before
+    plain = [latents(steps, 1) for steps in (1, 2, 3)]
+    for name in LATENTS:
+        assert relative_error(first[name], plain[0][name]) < 1e-4
+        # The LR pass gives guidance from its last step, whose inner levels are computed.
+        assert (relative_error(second[name], plain[1][name]) > 1e-4) == (name != "stage_c_low")
+        assert relative_error(third[name], plain[2][name]) > 1e-4
+    assert cascade.compilations == before
 
 
 def test_a_weight_of_1_in_the_hr_pass_leaves_out_its_unconditional_half(cascade):
