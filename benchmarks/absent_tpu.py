@@ -39,10 +39,10 @@ GIB = 2**30
 COLUMNS = (
     ("program", "program"), ("size", "size"), ("batch", "batch"), ("mesh", "mesh"),
     ("arguments", "arguments"), ("temporaries", "temporaries"), ("code", "code"), ("peak", "peak"),
-    ("beside", "other networks"), ("total", "in all"), ("collectives", "collectives"),
+    ("beside", "other networks"), ("total", "in all"), ("tflop", "TFLOP"), ("collectives", "collectives"),
     ("compile_s", "compile, s"),
 )  # fmt: skip
-"""Memory in GiB per chip."""
+"""Memory in GiB per chip; operations of a training step, counted from shapes, per chip too."""
 
 
 def shape_of(name: str) -> str:
@@ -69,8 +69,10 @@ def devices_of(name: str) -> list[Any]:
     """
     from jax.experimental import topologies
 
+    shape = shape_of(name)
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if shape.endswith(":1x1") else {}
     try:
-        return list(topologies.get_topology_desc(shape_of(name), platform="tpu").devices)
+        return list(topologies.get_topology_desc(shape, platform="tpu", **alone).devices)
     except Exception as error:  # whatever the plugin raises
         raise UserError(
             f"slice {name!r:.80} could not be described ({' '.join(str(error).split()):.200}); "
@@ -179,8 +181,10 @@ def run(argv: list[str]) -> None:
                     "mesh": ",".join(f"{axis}={n}" for axis, n in mesh.shape.items() if n > 1),
                     "accumulate": o.accumulate, "device": devices[0].device_kind,
                 }  # fmt: skip
-                lower, beside = program_of(program, config, preset, size, batch, mesh, o)
+                lower, beside, operations = program_of(program, config, preset, size, batch, mesh, o)
                 row |= {"beside": gib(beside)} | measure(lower, mesh, o.hlo)
+                if operations:
+                    row["tflop"] = operations / len(devices) / 1e12
                 if "peak" in row:
                     row["total"] = row["peak"] + row["beside"]
                 rows.append(row)
@@ -202,20 +206,21 @@ def run(argv: list[str]) -> None:
 
 def program_of(
     name: str, config: Any, preset: Any, size: tuple[int, int], batch: int, mesh: Any, o: Any
-) -> tuple[Any, int]:
-    """(what lowers the program, bytes per chip of weights that lie beside it)."""
+) -> tuple[Any, int, int]:
+    """(what lowers the program, bytes per chip of weights that lie beside it, operations where counted)."""
     from benchmarks import programs
     from ultrapixel_jax.sharding import device_bytes
 
     if name == "train":
         bucket = Bucket.of(*size, preset.model.guidance.lr_side if preset.model.guidance else 32)
         of = programs.training(preset, bucket.hr, bucket.lr, batch, mesh, o.accumulate)
-        return lambda: of.step.lower(of.state, of.frozen, of.batch), 0
+        operations = of.task.flops({part: shape for part, (shape, _) in of.shapes.items()})
+        return lambda: of.step.lower(of.state, of.frozen, of.batch), 0, operations
     bucket = Bucket.of(*size, config.guidance.lr_side)
     weights = programs.sampler_weights(config, mesh)
     used = programs.STAGES[name]
     of_all = programs.sampling(config, bucket, batch, mesh, tile=o.tile)
-    return of_all[name], device_bytes({part: w for part, w in weights.items() if part not in used})
+    return of_all[name], device_bytes({part: w for part, w in weights.items() if part not in used}), 0
 
 
 def main(argv: list[str] | None = None) -> int:

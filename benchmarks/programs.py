@@ -94,6 +94,14 @@ def training(config: TrainConfig, hr: HW, lr: HW, batch: int, mesh: Mesh, accumu
         shapes["text_states"] = ((batch, tokens, c.c_clip_text), jnp.bfloat16)
         shapes["text_pooled"] = ((batch, c.c_clip_text_pooled), jnp.bfloat16)
 
+    if "controlnet" in networks:
+        pixels, kind = tuple(32 * side for side in hr), config.model.controlnet.kind
+        shapes |= {
+            "canny": {"control": ((batch, *pixels, 1), jnp.float32)},
+            "inpainting": {"control": ((batch, *pixels, 4), jnp.uint8)},
+            "super_resolution": {"image": ((batch, *pixels, 3), jnp.uint8)},
+        }[kind]
+
     def weights(key: jax.Array) -> dict[str, Any]:
         fresh = {
             part: components.initialise(part, getattr(config.model, part), key, task.dtype)

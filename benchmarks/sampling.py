@@ -97,7 +97,8 @@ def measure(o: argparse.Namespace, name: str, size: tuple[int, int]) -> dict[str
         began = time.perf_counter()
         compiled = lowered.compile(options)
         row["compile_s"] = time.perf_counter() - began
-        row["cached_s"] = from_cache(case, options)
+        if o.cached:
+            row["cached_s"] = from_cache(case, options)
         memory: Any = compiled.memory_analysis()
         row["temporaries_gb"] = memory.temp_size_in_bytes / 1e9
 
@@ -238,6 +239,7 @@ def parser() -> commands.Parser:
     p.option("--dtype", DTYPE, "of computing", "bfloat16")
     p.option("--repeat", whole(1, 10_000), "runs that are timed, after one more", 5)
     p.flag("--no-torch", "leave PyTorch out")
+    p.flag("--no-cached", "do not measure loading from the cache, which compiles twice more")
     p.option("--json", Path, "write what was measured", metavar="FILE")
     p.flag("--here", argparse.SUPPRESS)  # in this process, as JSON
     return p
@@ -247,7 +249,7 @@ def run(argv: list[str]) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
     check_names("component", o.names, COMPONENTS)
-    pairs = o.sizes
+    pairs, o.cached = o.sizes, not o.no_cached
     o.torch = not o.no_torch and all(
         importlib.util.find_spec(m) for m in ("torch", "diffusers", "transformers")
     )
@@ -261,6 +263,7 @@ def run(argv: list[str]) -> None:
             arguments = [
                 name, "--here", "--sizes", text, "--config", str(o.config), "--dtype", o.dtype,
                 "--repeat", str(o.repeat), *([] if o.torch else ["--no-torch"]),
+                *([] if o.cached else ["--no-cached"]),
             ]  # fmt: skip
             if row := in_own_process("benchmarks.sampling", f"{name} {text}", arguments):
                 rows.append(row)

@@ -119,11 +119,13 @@ COMMANDS = (
     "ultrapixel_jax.demo.world.words", "ultrapixel_jax.demo.measure.ablations",
     "ultrapixel_jax.demo.measure.card", "ultrapixel_jax.demo.measure.evaluate",
     "ultrapixel_jax.demo.measure.validate", "ultrapixel_jax.web.__main__",
-    "ultrapixel_jax.demo.measure.control", "ultrapixel_jax.demo.measure.steps",
+    "ultrapixel_jax.demo.measure.control", "ultrapixel_jax.demo.measure.grid",
+    "ultrapixel_jax.demo.measure.steps",
+    "ultrapixel_jax.demo.measure.subject", "ultrapixel_jax.demo.world.subject",
     "benchmarks.sampling", "benchmarks.topologies",
     "benchmarks.layers", "benchmarks.start_up", "benchmarks.training", "benchmarks.data", "benchmarks.memory",
     "benchmarks.starting", "benchmarks.house", "benchmarks.absent_tpu", "benchmarks.ahead",
-    "benchmarks.named_checkpoint",
+    "benchmarks.named_checkpoint", "benchmarks.parity", "benchmarks.profiling", "benchmarks.torch_times",
 )  # fmt: skip
 
 

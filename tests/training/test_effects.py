@@ -25,6 +25,7 @@ CASES: Sequence[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("data.areas", CACHED, {}),
     ("data.lr-resize", CACHED, {}),
     ("data.no-cached_text", {}, CACHED),
+    ("data.prior-share", {}, {"data": DataConfig(prior="other")}),
     ("data.cache-dir", {"data": DataConfig(path="data")}, CACHED),
     ("data.lr-latent", {"task": cfg.LoraTask()}, {}),
     ("data.caption-dropout", {"task": cfg.StageATask()}, {"task": cfg.StageBTask()}),

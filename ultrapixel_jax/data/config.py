@@ -33,6 +33,11 @@ class DataConfig:
 
     path: str = ""
     """Directory that `ultrapixel_jax.data.build` or `.cache` wrote; local or gs://…"""
+    prior: str = ""
+    """A second dataset, of the same kind, that some of the batches are of: pictures like those of `path`, so
+    that what they show is not forgotten ("prior preservation")."""
+    prior_share: float = 0.5
+    """Of the batches, where there is a `prior`: 0.5 is the usual loss with as much weight as the other."""
     cached: bool = False
     """Whether it holds latents and text states (`.cache`) rather than images."""
     cached_text: bool = True
@@ -78,6 +83,8 @@ class DataConfig:
                 parse_ratio(ratio)
             except UserError as error:
                 raise UserError(f"data.ratios: {error}") from error
+        if not 0 < self.prior_share < 1:
+            raise UserError(f"data.prior_share {self.prior_share} must lie between 0 and 1")
         if self.batch_size < 1:
             raise UserError(f"data.batch_size {self.batch_size} must be 1 or more")
         if not 0 <= self.seed <= MAX_SEED:

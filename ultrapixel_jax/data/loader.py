@@ -136,6 +136,10 @@ class Loader(Iterator[dict[str, Any]]):
         """Number of examples in each bucket that has some."""
         return {self.sizes[b]: len(m) for b, m in zip(self.plan.buckets, self.plan.members)}
 
+    def size_of(self, step: int) -> HW:
+        """Height and width in pixels of batch `step`."""
+        return self.sizes[self.plan.batch(step).bucket]
+
     def held_out_batches(self, most: int) -> Iterator[dict[str, Any]]:
         """The held-out examples once, at most `most`, as batches with two more entries:
 
@@ -169,7 +173,7 @@ class Loader(Iterator[dict[str, Any]]):
 
     def state(self) -> dict[str, Any]:
         """The position, JSON-able; `restore` takes it."""
-        return {"step": self._step, "identity": self.identity}
+        return {"step": self.step, "identity": self.identity}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to the position that `state()` told, with any number of processes and workers.

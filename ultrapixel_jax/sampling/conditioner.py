@@ -42,6 +42,8 @@ class Conditioner:
         self._config, self._report, self.on_demand = config, setup.report, on_demand
         self.encoder = LatentEncoder(setup, config, variables)
         self.image_prompt = ImagePromptEncoder(setup, config, variables)
+        self.control_side = control_side(LR_SIDE if config.guidance is None else config.guidance.lr_side)
+        """Shorter side of control images, in pixels, where they do not keep their own."""
         self.control = ControlEncoder(setup, lambda kind: on_demand.controlnet(kind, config))
 
     @property
@@ -141,11 +143,10 @@ class Conditioner:
         return Maps(self.control(kind, control, size), strength, start, until)
 
     def _control_image(self, conditions: Conditions, k: int, bucket: Bucket, which: Pass) -> np.ndarray:
-        control, guidance = conditions.controls[k], self._config.guidance
-        side = control_side(LR_SIDE if guidance is None else guidance.lr_side)
+        control = conditions.controls[k]
         own = control if which is Pass.HR else None
-        size = canvas.control_size(bucket.pixels, bucket.hr, side, own)
-        return canvas.control_image(control, size, side)
+        size = canvas.control_size(bucket.pixels, bucket.hr, self.control_side, own)
+        return canvas.control_image(control, size, self.control_side)
 
     def _latent(self, pictures: Sequence[GivenPicture], size: HW) -> Any:
         """Stage C's latents of pictures, at `size`."""

@@ -9,7 +9,7 @@ from ultrapixel_jax.training.config import TrainConfig, config_to_json
 
 MAY_CHANGE = (
     "output", "sources", "steps", "mesh", "checkpoints", "log", "pictures", "measures", "machines",
-    "data.path", "data.workers", "data.cache_dir", "optimizer.accumulate", "model.sampling_c",
+    "data.path", "data.prior", "data.workers", "data.cache_dir", "optimizer.accumulate", "model.sampling_c",
     "model.sampling_b", "validation.every", "validation.examples",
 )  # fmt: skip
 """Fields that may differ when a run goes on; any other would make it another run."""

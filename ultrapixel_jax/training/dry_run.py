@@ -10,7 +10,7 @@ from etils import epath
 
 from ultrapixel_jax.checkpoints.runs import saved_steps
 from ultrapixel_jax.checkpoints.sources import Sources
-from ultrapixel_jax.data.loader import Loader
+from ultrapixel_jax.data.prior import loader_of
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.report import device_memory
 from ultrapixel_jax.sharding import device_bytes
@@ -47,7 +47,7 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
         rows = rows_of_batch(mesh, config.data.batch_size, config.optimizer.accumulate)
         task = make_task(config)
         task.check()
-        with Loader(config.reading, rows=rows, held_out=config.validation.share) as loader:
+        with loader_of(config.reading, rows=rows, held_out=config.validation.share) as loader:
             sources = Sources(config.sources)
             if config.random_frozen:
                 sources.fill_with_random(config.model, config.seed)
@@ -62,7 +62,7 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
                 Measures(task, sources, mesh)
             check_directory(epath.Path(config.output), config)
             largest = max(loader.bucket_counts(), key=lambda size: size[0] * size[1])
-            loader.seek(next(k for k in range(2**62) if loader.sizes[loader.plan.batch(k).bucket] == largest))
+            loader.seek(next(k for k in range(2**62) if loader.size_of(k) == largest))
             arrays = inputs(next(loader))  # so that the data can be read, and fit
             optimizer = make_optimizer(config.optimizer, config.steps)
             abstract = jax.eval_shape(states.creator(task, optimizer), {})

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ultrapixel_jax.training.config import (
     GUIDED,
+    ControlNetTask,
     PreviewerTask,
     StageATask,
     StageBTask,
@@ -53,6 +54,7 @@ RULES = (
         lambda c: c.data.cached,
         "cached latents have their sizes",
     ),
+    Rule(("data.prior-share",), lambda c: not c.data.prior, "there is no second dataset (data.prior)"),
     Rule(("data.cached-text",), lambda c: not c.data.cached, "the data are images, without cached text"),
     Rule(("data.cache-dir",), lambda c: "://" not in c.data.path, "data.path is on this machine"),
     Rule(
@@ -84,7 +86,9 @@ RULES = (
         "no pictures are drawn (pictures.every)",
     ),
     Rule(
-        ("pictures.prompts", "pictures.size"), _is(*RECONSTRUCT), "the pictures are those of the batch"
+        ("pictures.prompts", "pictures.size"),
+        _is(*RECONSTRUCT, ControlNetTask),
+        "the pictures are those of the batch",
     ),
     Rule(
         ("validation.every", "validation.examples"),

@@ -91,7 +91,7 @@ class Log:
         """Say what runs, on what; the configuration goes to TensorBoard."""
         for line in describe(task, state, mesh, loader, int(state.step)):
             self.say(line)
-        self._to_compile = len(loader.bucket_counts())
+        self._to_compile = len(loader.bucket_counts()) * task.kinds
         if self._main and self._board is not None:
             for name, text in _texts(task.config).items():
                 self._board.add_text(name, text, int(state.step))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.compilation import cache as compilation_cache
-from ultrapixel_jax.data.loader import Loader
+from ultrapixel_jax.data.prior import loader_of
 from ultrapixel_jax.report import matmul_rate
 from ultrapixel_jax.training import machines, stopping
 from ultrapixel_jax.training import state as states
@@ -56,7 +56,7 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
         rows = rows_of_batch(mesh, config.data.batch_size, config.optimizer.accumulate)
         task = make_task(config)
         task.check()
-        loader = Loader(config.reading, rows=rows, held_out=config.validation.share)
+        loader = loader_of(config.reading, rows=rows, held_out=config.validation.share)
 
         # ── Networks: which are trained, which are frozen, where they come from ───────────────────────
         sources = Sources(config.sources)
@@ -93,7 +93,7 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
 
         # ── Step and validation, compiled once per bucket; pictures ────────────────────────────────────
         step = jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(shardings, None))
-        programs = Programs(log, len(loader.plan.buckets))
+        programs = Programs(log, len(loader.bucket_counts()), task.kinds)
         validation = Validation(task, loader, inputs, mesh, programs) if config.validation.share else None
 
         def validate(n: int) -> None:
@@ -108,7 +108,11 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
             if draw is not None:
                 log.say(f"drawing pictures of step {n} …")
                 with log.paused():
-                    save_pictures(log, checkpoints.directory, n, draw(state, frozen, batch), labels_of(task))
+                    held_out = (
+                        loader.held_out_batches(config.data.batch_size) if loader.held_out else iter(())
+                    )
+                    pictures = draw(state, frozen, next(held_out, batch))
+                    save_pictures(log, checkpoints.directory, n, pictures, labels_of(task, draw))
 
         def appraise(n: int) -> None:
             """Draw the fixed set after step `n`, and write what it measures."""

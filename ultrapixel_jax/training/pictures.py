@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
@@ -28,11 +28,13 @@ from ultrapixel_jax.models.previewer import Previewer
 from ultrapixel_jax.models.scan import unstack
 from ultrapixel_jax.models.stage_a import StageA
 from ultrapixel_jax.report import Report
+from ultrapixel_jax.sampling.conditions import Canny, Conditions, Control, Inpainting, SuperResolution
 from ultrapixel_jax.sampling.pipeline import Cascade
 from ultrapixel_jax.sampling.requests import DECODE_BYTES, Request
 from ultrapixel_jax.sampling.tiling import decode_tiled, halo_for, tile_for_budget, to_uint8
 from ultrapixel_jax.sharding import batch_multiple, batch_sharding, fetch
 from ultrapixel_jax.sizes import (
+    MIN_SIDE,
     STAGE_C_FACTOR,
     Bucket,
     padded_pixels,
@@ -67,10 +69,7 @@ def make_pictures(task: Task, sources: Sources, mesh: Mesh, place: Place) -> Pic
     if kind is cfg.TextTask:
         raise UserError("pictures.every is set, but the text encoder alone draws nothing; leave it at 0")
     if kind is cfg.ControlNetTask:
-        raise UserError(
-            "pictures.every is set, but a ControlNet's need a control image, which a run has none of; "
-            "leave it at 0, and draw with sample.py --control from its checkpoints"
-        )
+        return Controlled(task, sources, mesh, place)
     if kind is cfg.StageATask:
         return _stage_a(task, mesh, place)
     if kind is cfg.PreviewerTask:
@@ -148,6 +147,9 @@ class _Drawing:
             self._cascade = Cascade(weights, tokenizer, dtype=config.dtype, mesh=self._mesh, report=Report())
         self._cascade.replace_variables(variables)
         self._cascade.personal.bring(words)
+        if "controlnet" in known:
+            own = jax.tree.map(lambda x: x.astype(dtype), known["controlnet"])
+            self._cascade.conditioner.control.bring(config.model.controlnet, own)
         return self._cascade
 
 
@@ -201,6 +203,59 @@ def _at_size(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[
     from PIL import Image
 
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+class Controlled(_Drawing):
+    """What a ControlNet sees of a batch's pictures, each beside what is drawn with that and its caption."""
+
+    def __init__(self, task: Task, sources: Sources, mesh: Mesh, place: Place) -> None:
+        self._kind, self._place = task.config.model.controlnet.kind, place
+        decoders = ["previewer"] if task.config.pictures.preview else ["stage_b", "stage_a"]
+        encoder = ["effnet_encoder"] if self._kind == "super_resolution" else []
+        super().__init__(task, sources, mesh, ["clip_text", "stage_c", *encoder, *decoders])
+        self.labels: list[str] = []
+        """Of the last pictures."""
+
+    def __call__(
+        self, state: TrainState, frozen: Mapping[str, Any], batch: Mapping[str, Any]
+    ) -> UInt8[np.ndarray, "n h w 3"]:
+        """Pictures of both halves: to the left what it sees, to the right what is drawn."""
+        cascade, model = self._ready(state, frozen), self._task.config.model
+        name = "image" if self._kind == "super_resolution" else "control"
+        seen, captions = _first_rows(self._place(np.asarray(batch[name]))), shown_captions(batch, self._place)
+        cascade.conditioner.control_side = min(batch["bucket"])
+        # The encoder has 32 pixels for a position of the latent, the picture 42.67, and 256 at least.
+        scale = max(STAGE_C_FACTOR / 32, MIN_SIDE / min(batch["bucket"]))
+        height, width = (round(side * scale) for side in batch["bucket"])
+        requests = [
+            Request(
+                caption, "", i, height, width, stage_c=model.sampling_c, stage_b=model.sampling_b,
+                conditions=Conditions((control_of(self._kind, rows),)),
+            )
+            for i, (caption, rows) in enumerate(zip(captions, seen, strict=True))
+        ]  # fmt: skip
+        multiple = batch_multiple(self._mesh)
+        results = cascade.generate(requests, batch_size=-(-len(requests) // multiple) * multiple)
+        cascade.drop_variables()
+        self.labels = [f"{self._kind}: {caption}" for caption in captions]
+        halves = [
+            [_at_size(_rgb(image), (height, width)) for image in (result.controls[self._kind], result.image)]
+            for result in results
+        ]
+        return np.stack([np.concatenate(pair, axis=1) for pair in halves])
+
+
+def control_of(kind: str, seen: Shaped[np.ndarray, "h w c"]) -> Control:
+    """The control of a training picture, of what the loader has of it: its map, or the picture itself."""
+    if kind == "canny":
+        return Canny(np.round(255 * seen[..., 0]).astype(np.uint8), strength=1.0, ready=True)
+    if kind == "inpainting":
+        return Inpainting(seen[..., :3], seen[..., 3], strength=1.0)
+    return SuperResolution(seen, strength=1.0)
+
+
+def _rgb(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
 class _Decoding(_Drawing):
@@ -334,7 +389,9 @@ def save_pictures(
     log.pictures(step, SAMPLES, image)
 
 
-def labels_of(task: Task) -> Sequence[str] | None:
-    """The prompts of what is drawn; None where images are shown above what is made of them."""
+def labels_of(task: Task, draw: Pictures) -> Sequence[str] | None:
+    """What `draw` has just drawn, by its prompts; None where images are shown above what is made of them."""
+    if isinstance(draw, Controlled):
+        return draw.labels
     reconstructs = type(task.config.task) in (cfg.StageATask, cfg.PreviewerTask, cfg.StageBTask)
     return None if reconstructs else task.config.pictures.prompts

@@ -6,15 +6,15 @@ from typing import Any
 
 import jax
 
-from ultrapixel_jax.training.log import Log
+from ultrapixel_jax.training.log import STEP, Log
 
 
 class Programs:
     """Compiles a jitted function for the shapes of each bucket when it is met, and says so."""
 
-    def __init__(self, log: Log, buckets: int) -> None:
-        """Of data in so many buckets."""
-        self._log, self._buckets = log, buckets
+    def __init__(self, log: Log, buckets: int, kinds: int = 1) -> None:
+        """Of data in so many buckets, each of which has so many programs that are a step (`Task.kinds`)."""
+        self._log, self._buckets, self._kinds = log, buckets, kinds
         self._compiled: dict[Any, Any] = {}
 
     def run(self, what: str, function: Any, arguments: tuple[Any, ...], bucket: tuple[int, int]) -> Any:
@@ -23,6 +23,7 @@ class Programs:
         if shapes not in self._compiled:
             met = sum(known[0] == what for known in self._compiled) + 1
             height, width = bucket
-            with self._log.compiling(f"{what} for bucket {height}x{width}", met, self._buckets):
+            count = self._buckets * (self._kinds if what == STEP else 1)
+            with self._log.compiling(f"{what} for bucket {height}x{width}", met, count):
                 self._compiled[shapes] = function.lower(*arguments).compile()
         return self._compiled[shapes](*arguments)

@@ -153,3 +153,13 @@ def test_a_job_is_all_that_a_worker_needs():
     assert example["image"].read(3) == b"\xff\xd8\xff"
     (other,) = build_module._examples(dataclasses.replace(job, seed=1))
     assert other["caption"] != example["caption"]
+
+
+def test_ratios_add_pictures_of_the_same_area():
+    from fractions import Fraction
+
+    from ultrapixel_jax.demo.world.build import of_ratios
+
+    assert of_ratios([(288, 288), (64, 96)], [Fraction(1)]) == [(288, 288), (64, 96)]
+    found = of_ratios([(288, 288), (64, 96)], [Fraction(1), Fraction(4, 5), Fraction(1, 2)])
+    assert found == [(192, 384), (256, 320), (288, 288), (320, 256), (384, 192), (64, 96)]

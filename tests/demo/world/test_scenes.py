@@ -127,3 +127,27 @@ HELD_OUT = [
     "a striped green heart right of a yellow star",
 ]
 X_OF_FIRST = 0.2842
+
+
+@pytest.mark.parametrize("ratio", [0.5, 2 / 3, 1.5, 3.0])
+def test_long_pictures_are_used_from_end_to_end_and_say_the_same(ratio):
+    half, reached = max(ratio, 1 / ratio) / 2, []
+    for i, square in enumerate(SCENES["held_out"][:200]):
+        scene = scenes.sample(3, i, "held_out", ratio)
+        assert scene.held_out and plain_caption(scene) == plain_caption(square)
+        for o, before in zip(scene.objects, square.objects):
+            along, across = (o.y, o.x) if ratio > 1 else (o.x, o.y)
+            assert across == (before.x if ratio > 1 else before.y) and o.size == before.size
+            assert abs(along - 0.5) + o.size / 2 <= half - scenes.EDGE + 1e-3
+            reached.append((along - 0.5 + half) / (2 * half))
+        if scene.relation in ("left of", "right of", "above", "below"):
+            first, second = scene.objects
+            dx, dy = second.x - first.x, second.y - first.y
+            assert scene.relation == (("left of" if dx > 0 else "right of") if abs(dx) > abs(dy) else
+                                      ("above" if dy > 0 else "below"))  # fmt: skip
+    shares = np.histogram(reached, 5, (0, 1))[0] / len(reached)
+    assert shares.min() > 0.04, shares
+
+
+def test_a_square_is_what_it_was():
+    assert all(scenes.sample(3, i, "train", 1.0) == scene for i, scene in enumerate(SCENES["train"][:50]))

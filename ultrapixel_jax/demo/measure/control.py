@@ -15,14 +15,13 @@ command, and it goes on; a larger --count adds scenes. `--sheet` shows what is t
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from PIL import Image
 from scipy import ndimage
 
@@ -30,9 +29,17 @@ from ultrapixel_jax import commands
 from ultrapixel_jax.commands import number, one_of, whole
 from ultrapixel_jax.controls import canny_map
 from ultrapixel_jax.controls.canny import SIDE
-from ultrapixel_jax.data.sheet import sheet
 from ultrapixel_jax.demo.measure.detect import compare, detect
-from ultrapixel_jax.demo.measure.scores import same_layout, table
+from ultrapixel_jax.demo.measure.proofs import (
+    SHOWN,
+    Measured,
+    Picture,
+    lines_of,
+    markdown,
+    measured,
+    save_sheet,
+)
+from ultrapixel_jax.demo.measure.scores import same_layout
 from ultrapixel_jax.demo.measure.sharpness import enlarge, sharpness
 from ultrapixel_jax.demo.measure.validate import changed
 from ultrapixel_jax.demo.world import scenes
@@ -40,7 +47,6 @@ from ultrapixel_jax.demo.world.captions import plain_caption
 from ultrapixel_jax.demo.world.render import render
 from ultrapixel_jax.errors import UserError
 
-Picture = UInt8[np.ndarray, "h w 3"]
 WITHIN = 2
 """Pixels of the edge map by which an edge may be off."""
 STRENGTHS = (0.3, 0.6, 0.9)
@@ -49,17 +55,6 @@ MARGIN = 0.04
 """Around an object that is painted over, in shorter sides."""
 SMALL = 384
 """Side of what is drawn larger."""
-SHOWN = 256
-"""Side of the pictures that are kept for the sheet, at most."""
-
-
-class Measured(NamedTuple):
-    """Of one scene."""
-
-    values: dict[str, float]
-    """Truths are 0 or 1."""
-    pictures: dict[str, Picture]
-    """By label, in the order of the sheet."""
 
 
 Model = Callable[..., Picture]
@@ -163,9 +158,9 @@ def by_upscaling(model: Model, index: int, side: int, strength: float) -> Measur
     low, high = detect(small), detect(large)
     values = {"layout kept": float(bool(same_layout(low, high)))}
     for name, image, objects in (("", large, high), (" bicubic", bicubic, low)):
-        measured = sharpness(image, objects, (SMALL, SMALL))
+        found = sharpness(image, objects, (SMALL, SMALL))
         for what in ("edges", "width"):
-            if (value := getattr(measured, what)) is not None:
+            if (value := getattr(found, what)) is not None:
                 values[f"{what}{name}"] = value
     middle = tuple(slice(int(at * side) - SHOWN // 2, int(at * side) + SHOWN // 2) for at in _edge(scene))
     return Measured(values, {"bicubic, 1:1": bicubic[middle], "drawn larger, 1:1": large[middle]})
@@ -198,70 +193,7 @@ def measure(
         UserError: `output` cannot be written.
     """
     run, _ = PROOFS[proof]
-    name = f"{proof}-{side}"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        done = lines_of(output, name)
-        with (output / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-            for index in range(len(done), count):
-                found = run(model, index, side, strength)
-                for n, (label, image) in enumerate(found.pictures.items() if index < pictures else ()):
-                    small = Image.fromarray(image)
-                    small.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
-                    text = f"{name}-{index:03d}-{n}.png"
-                    small.save(output / text)
-                    (output / text).with_suffix(".txt").write_text(label, encoding="utf-8")
-                file.write(json.dumps(found.values) + "\n")
-                file.flush()
-                done.append(found.values)
-                print(f"{name} {index + 1}/{count}: {found.values}", file=sys.stderr, flush=True)
-    except OSError as error:
-        raise UserError(f"output {output}: {error.strerror or error}") from error
-    return done[:count] if count else done
-
-
-def lines_of(output: Path, name: str) -> list[dict[str, float]]:
-    """What was measured before."""
-    path = output / f"{name}.jsonl"
-    if not path.is_file():
-        return []
-    whole_lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in whole_lines if line.endswith("\n")]
-
-
-def markdown(measured: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Means over the scenes of each proof."""
-    rows = [
-        [name, what, str(len(values)), f"{np.mean(values):.3f}"]
-        for name, lines in measured.items()
-        for what in dict.fromkeys(key for line in lines for key in line)
-        for values in [[line[what] for line in lines if what in line]]
-    ]
-    return table(["proof", "what", "scenes", "mean"], rows, labels=2)
-
-
-def contact_sheet(output: Path) -> Picture:
-    """All pictures that were kept, each proof's scenes in rows.
-
-    Raises:
-        UserError: there are none.
-    """
-    paths = sorted(output.glob("*-*-*-*.png"))
-    if not paths:
-        raise UserError(f"{output} has no pictures yet; give --count 1 or more")
-    rows: dict[str, list[Path]] = {}
-    for path in paths:
-        rows.setdefault(path.stem.rpartition("-")[0], []).append(path)
-    columns = max(map(len, rows.values()))
-    empty = np.full((SHOWN, SHOWN, 3), 255, np.uint8)
-    pictures, labels = [], []
-    for name, row in rows.items():
-        for n in range(columns):
-            there = n < len(row)
-            pictures.append(np.asarray(Image.open(row[n]).convert("RGB")) if there else empty)
-            text = row[n].with_suffix(".txt").read_text(encoding="utf-8") if there else ""
-            labels.append(f"{name.rpartition('-')[0]}: {text}" if there and n == 0 else text)
-    return sheet(pictures, labels, columns)
+    return measured(lambda n: run(model, n, side, strength), output, f"{proof}-{side}", count, pictures)
 
 
 # ---------------------------------------------------------------------------- command line
@@ -310,10 +242,7 @@ def run(argv: Sequence[str] | None) -> None:
             found[name] = measure(model, o.output, proof, side, o.count, o.strength, o.pictures)
     print(markdown(found))
     if o.sheet:
-        try:
-            Image.fromarray(contact_sheet(o.output)).save(o.sheet, quality=85)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--sheet {str(o.sheet)!r}: {error}") from error
+        save_sheet(o.output, o.sheet)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -122,7 +122,7 @@ def _palette() -> tuple[Float[np.ndarray, "k 3"], Int[np.ndarray, " k"]]:
     return cielab(np.array(shades + greys)), np.concatenate([owner, np.full(len(greys), -1)])
 
 
-def _labels(lab: Float[np.ndarray, "h w 3"]) -> Int[np.ndarray, "h w"]:
+def labels_of(lab: Float[np.ndarray, "h w 3"]) -> Int[np.ndarray, "h w"]:
     """Of every pixel, the index of its colour, −1 for background."""
     palette, owner = _palette()
     # |a − b|² without |a|², which is the same for every b.
@@ -342,7 +342,7 @@ def detect(image: UInt8[np.ndarray, "h w 3"]) -> list[Found]:
     size = round(width * unit), round(height * unit)
     small = Image.fromarray(image).resize(size, Image.Resampling.BOX)
     lab = cielab(np.asarray(small, np.float32))
-    regions = _regions(_labels(lab))
+    regions = _regions(labels_of(lab))
     solid = [_filled(region) for region in regions]
     for i, region in enumerate(regions):
         if ndimage.label(region)[1] > 1:  # pyright: ignore

@@ -135,7 +135,7 @@ def evaluate(
         def judged() -> Iterator[dict[str, Any]]:
             with _Judges(workers) as judges:
                 for batch in batches:
-                    told = [scenes.sample(scene_seed, case.scene, split) for case in batch]
+                    told = [scenes.sample(scene_seed, c.scene, split, c.size[0] / c.size[1]) for c in batch]
                     drawn = draw(batch, [plain_caption(scene) for scene in told])
                     for case, scene, pair in zip(batch, told, drawn, strict=True):
                         if case.scene < pictures:

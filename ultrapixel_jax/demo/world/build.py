@@ -4,9 +4,10 @@
     python -m ultrapixel_jax.demo.world.build OUTPUT --count 20000 --side 512 1024 2048 --tile 256
 
 OUTPUT is what `python -m ultrapixel_jax.data.build` writes, so `data.loader` and `data.cache` read it
-unchanged; ids are SPLIT-INDEX. Example i is scene i of the split at every size, so that datasets of two
-sizes show the same scenes. With several sizes, each scene is drawn at one of them; with --tile, only a
-square of it is, at a random place: what stages A and B learn from, who see no more at a time.
+unchanged; ids are SPLIT-INDEX. Example i is scene i of the split at every size of one shape, so that
+datasets of two sizes show the same scenes. With several sizes, each scene is drawn at one of them;
+--ratios adds to each square as large pictures of other shapes. With --tile, only a square of it is, at a
+random place: what stages A and B learn from, who see no more at a time.
 
 Kill the program at any moment, repeat the command, and it goes on.
 """
@@ -20,11 +21,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from fractions import Fraction
 from typing import Any
 
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import one_of, whole
+from ultrapixel_jax.data.buckets import bucket_size
 from ultrapixel_jax.data.build import summary
+from ultrapixel_jax.data.config import parse_ratio
 from ultrapixel_jax.data.plan import uniforms
 from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.captions import caption
@@ -40,7 +44,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
 """Options of Pillow's `save`, by name."""
-VERSION = 4
+VERSION = 5
 """Of the world: to be raised with every change of scenes, drawing or captions."""
 
 
@@ -137,14 +141,14 @@ def _examples(job: _Job) -> Iterator[dict[str, Any]]:
     from PIL import Image
 
     for index in range(job.first, job.end):
-        scene = scenes.sample(job.seed, index, job.split)
         which, y, x, _ = uniforms(4, (_DOMAIN, job.seed, index)).tolist()
-        height, width = job.size[int(which * len(job.size))]
+        whole = height, width = job.size[int(which * len(job.size))]
+        scene = scenes.sample(job.seed, index, job.split, height / width)
         window = None
         if side := job.tile:
             top, left = int(y * (height - side + 1)), int(x * (width - side + 1))
             window, height, width = (top, left, side, side), side, side
-        drawn = render(scene, *job.size[int(which * len(job.size))], window)
+        drawn = render(scene, *whole, window)
         data = io.BytesIO()
         Image.fromarray(drawn).save(data, **FORMATS[job.encoding])
         data.seek(0)
@@ -196,6 +200,24 @@ def _size(text: str) -> HW:
     return int(sides[0]), int(sides[-1])
 
 
+def ratio(text: str) -> Fraction:
+    """Read `N/N`."""
+    return parse_ratio(text)
+
+
+def of_ratios(sizes: Sequence[HW], ratios: Sequence[Fraction]) -> list[HW]:
+    """`sizes`, and of each square also pictures of its area in `ratios` and their inverses.
+
+    Sides are multiples of 32, as training's buckets have them, so that nothing is cropped there.
+    """
+    shapes = sorted({*ratios, *(1 / r for r in ratios)})
+    out = []
+    for height, width in sizes:
+        same = shapes if height == width and shapes != [1] else [Fraction(1)]
+        out += [(height, width) if r == 1 else bucket_size(height, r) for r in same]
+    return out
+
+
 def parser() -> commands.Parser:
     """The command line."""
     p = commands.Parser("python -m ultrapixel_jax.demo.world.build", __doc__)
@@ -204,6 +226,8 @@ def parser() -> commands.Parser:
     p.option("--count", whole(1, 10**8), "number of scenes", 20000)
     p.option("--side", _size, "pixels on a side, or HEIGHTxWIDTH; several are drawn at random", [(384, 384)],
              shown="384", nargs="+", metavar="N", dest="size")  # fmt: skip
+    p.option("--ratios", ratio, "of height to width, of each square of --side; each with its inverse",
+             [Fraction(1)], shown="1/1", nargs="+", metavar="N/N")  # fmt: skip
     p.option("--tile", whole(0, LARGEST), "keep a random square of N pixels", 0, shown="0, everything")
     p.option("--seed", whole(0, scenes.MAX_SEED), "of scenes and captions", 0)
     p.option("--first", whole(0, 10**9), "index of the first scene", 0)
@@ -220,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         values = vars(parser().read(argv))
+        values["size"] = of_ratios(values["size"], values.pop("ratios"))
         print(summary(build(**values), values["output"]))
 
     return commands.run(run, interrupted="repeat the command to go on")

@@ -65,7 +65,7 @@ def render(
     order = scene.objects[::-1]  # the first is on top
     for top in range(0, len(ys), rows):
         y = ys[top : top + rows]
-        planes = _background(scene.background, y, xs, 1 / unit)
+        planes = background(scene.background, y, xs, 1 / unit)
         for o in order:
             _draw(planes, o, y, xs, 1 / unit, moat=scene.relation == "inside" and o is scene.objects[0])
         out[top : top + rows] = (planes * 255 + 0.5).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
@@ -94,7 +94,8 @@ def _fine(u: Axis, pixel: float, duty: float) -> Axis:
     return duty + keep * (_lines(u, 1 / FINE, duty, pixel) - duty)
 
 
-def _background(b: Background, y: Axis, x: Axis, pixel: float) -> Float32[np.ndarray, "3 h w"]:
+def background(b: Background, y: Axis, x: Axis, pixel: float) -> Float32[np.ndarray, "3 h w"]:
+    """What a scene stands on, at the pixel centres `y` and `x`; planes of 0 to 1."""
     tone = np.array(TONES[b.tone], np.float64) / 255
     rows = 1 - FINE_BACKGROUND * _fine(y, pixel, 0.5)
     columns = 1 - FINE_BACKGROUND * _fine(x, pixel, 0.5)

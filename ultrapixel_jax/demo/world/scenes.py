@@ -1,9 +1,10 @@
 """Scenes of the demo world: one or two objects on a background, as vector descriptions.
 
-    sample(seed, index, split) -> Scene
+    sample(seed, index, split, ratio) -> Scene
 
 Coordinates are fractions of the picture's shorter side: the largest centred square runs from (0, 0) at the
-top left to (1, 1) at the bottom right, x to the right, y downwards.
+top left to (1, 1) at the bottom right, x to the right, y downwards. In a longer picture, whose height is
+`ratio` times its width, the same objects lie anywhere along it, up to `EDGE` from its ends.
 
 Split `train` and split `held_out` share no contents. Held out are one in ten combinations of colour, shape
 and texture, spread so that every pair of the three is still seen in training, and about one in twelve
@@ -51,8 +52,12 @@ MAX_SEED = 2**63 - 1
 PAIR = 0.65
 """Share of scenes with two objects."""
 _OPPOSITE = {"left of": "right of", "above": "below"}
-_DOMAIN = 0x5CE7E
-"""Keeps these random numbers apart from others of the same seed."""
+EDGE = 0.03
+"""Least distance of an object from the ends of a long picture, in shorter sides."""
+FARTHEST = 4.0
+"""By how much two objects may be farther apart in a long picture than in a square, as a factor."""
+_DOMAIN, _LONG = 0x5CE7E, 0x1096
+"""Keep these random numbers apart from others of the same seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +143,10 @@ def _pair_held_out(first: Object, relation: str, second: Object) -> bool:
     return zlib.crc32(text.encode()) % 12 == 0
 
 
-def sample(seed: int, index: int, split: str = "train") -> Scene:
-    """Scene `index` of a split; the same on every machine and for every size of picture.
+def sample(seed: int, index: int, split: str = "train", ratio: float = 1.0) -> Scene:
+    """Scene `index` of a split; the same on every machine and for every size of picture of one `ratio`.
+
+    Of another ratio (height over width) it has the same objects in the same relation, elsewhere.
 
     Raises:
         UserError: an unknown split, or a negative seed or index.
@@ -153,8 +160,34 @@ def sample(seed: int, index: int, split: str = "train") -> Scene:
     while True:
         scene = _draw(_Dice((_DOMAIN, seed, SPLITS.index(split), index, attempt)))
         if scene.held_out == (split == "held_out"):
-            return scene
+            return spread(scene, ratio, uniforms(2, (_LONG, seed, SPLITS.index(split), index)).tolist())
         attempt += 1
+
+
+def spread(scene: Scene, ratio: float, chances: Sequence[float]) -> Scene:
+    """`scene` along the longer side of a picture of `ratio`; itself for a square.
+
+    Args:
+        scene: of a square.
+        ratio: height over width.
+        chances: how far apart objects come, and where along the picture they lie: each from 0 to 1.
+    """
+    half = max(ratio, 1 / ratio) / 2 - EDGE
+    axis = "y" if ratio > 1 else "x"
+    if half <= 0.5 - EDGE:
+        return scene
+    apart, where = chances
+    aways = [getattr(o, axis) - 0.5 for o in scene.objects]
+    room = [half - o.size / 2 for o in scene.objects]
+    if scene.relation in (("above", "below") if axis == "y" else ("left of", "right of")):
+        most = min(r / max(abs(a), 1e-6) for r, a in zip(room, aways))
+        farther = 1 + apart * (min(most, FARTHEST) - 1)
+        aways = [a * farther for a in aways]
+    low, high = max(-r - a for r, a in zip(room, aways)), min(r - a for r, a in zip(room, aways))
+    shift = low + where * (high - low)
+    places = [round(0.5 + a + shift, 4) for a in aways]
+    moved = (dataclasses.replace(o, **{axis: place}) for o, place in zip(scene.objects, places))
+    return dataclasses.replace(scene, objects=tuple(moved))
 
 
 class _Dice:

@@ -53,6 +53,11 @@ class ControlEncoder(Stage):
             config, self.variables[kind] = self._load(kind)
             self._programs.setdefault(kind, self._program(config))
 
+    def bring(self, config: ControlNetConfig, variables: Mapping[str, Any]) -> None:
+        """Draw with this ControlNet from now on, in the place of what would be loaded of its kind."""
+        self.variables[config.kind] = variables
+        self._programs.setdefault(config.kind, self._program(config))
+
     @property
     def compilations(self) -> int:
         """How many programs it has compiled, or read from disk."""

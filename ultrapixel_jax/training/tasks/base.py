@@ -101,6 +101,11 @@ class Task:
                 "--data.no-cached and the data that `python -m ultrapixel_jax.data.build` wrote"
             )
 
+    @property
+    def kinds(self) -> int:
+        """How many programs the steps on one bucket are, as `part` has it."""
+        return 1
+
     def part(self, step: int, arrays: Batch) -> Batch:
         """Of a batch's `arrays`, those that update number `step` takes; what it takes decides on its loss."""
         del step

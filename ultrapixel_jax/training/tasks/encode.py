@@ -24,7 +24,7 @@ class Text(NamedTuple):
     image: Float[Array, "b i"]
 
 
-def pixels(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+def pixels(images: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Bytes to RGB in [0, 1]."""
     return images.astype(jnp.float32) / 255
 

@@ -56,6 +56,11 @@ class TrainPersonal(Task):
         """Fresh changes, and offsets of zero."""
         return self.arrange(name, lora.init(key, self.config.model.lora))
 
+    @property
+    def kinds(self) -> int:
+        """One for each resolution."""
+        return 2 if self._guided else 1
+
     def part(self, step: int, arrays: Batch) -> Batch:
         """At the low resolution in the first `lr_steps` updates, and in every second one after them."""
         task = self.config.task

@@ -1,0 +1,161 @@
+"""What the demo draws at many areas and shapes, with guidance and without, as one table and one plot.
+
+    python -m ultrapixel_jax.demo.measure.grid CHECKPOINT OUT --count 100
+    python -m ultrapixel_jax.demo.measure.grid CHECKPOINT OUT --areas 1 4 16 --ratios 1/1 1/2 --preview
+
+Areas are multiples of the base size's; each is drawn in every ratio of height to width, from captions that
+training never showed. Pictures are judged by `demo.measure.evaluate`, whose directories are in OUT. OUT gets
+`grid.md` and, with matplotlib, `grid.png`: shares of pictures that are all right and that keep the layout of
+their low-resolution pass, against the area, a line for each ratio. Kill the program at any moment, repeat the
+command, and it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from ultrapixel_jax import commands
+from ultrapixel_jax.commands import number, whole
+from ultrapixel_jax.data.config import parse_ratio
+from ultrapixel_jax.data.paths import user_errors
+from ultrapixel_jax.demo.measure import scores
+from ultrapixel_jax.demo.measure.evaluate import TABLE
+from ultrapixel_jax.demo.train import follow
+from ultrapixel_jax.sizes import HW, PIXEL_MULTIPLE, check_size
+
+AREAS = (1.0, 2.0, 4.0, 9.0, 16.0, 25.0, 36.0)
+RATIOS = ("1/1", "3/2", "2/3", "2/1", "1/2")
+SIDE = 384
+"""Of the demo's base size, in pixels."""
+TRAINED = (384, 768, 1536)
+"""Sides of the squares that the demo in the package was trained on."""
+GUIDANCE = {"on": [], "off": ["--guidance", "off"]}
+"""Further words of `demo.measure.evaluate`."""
+MEASURES = {"all": "all right", "layout": "layout kept"}
+Cells = Mapping[tuple[str, HW], Mapping[str, Any]]
+"""`scores.row` by guidance and size."""
+
+
+def size_of(area: float, ratio: Fraction, side: int = SIDE) -> HW:
+    """Height and width in pixels of `area` times side², as near to `ratio` as multiples of 8 are."""
+    height, width = (side * math.sqrt(area * r) for r in (ratio, 1 / ratio))
+    return tuple(PIXEL_MULTIPLE * round(s / PIXEL_MULTIPLE) for s in (height, width))  # pyright: ignore
+
+
+def markdown(cells: Cells, areas: Sequence[float], ratios: Sequence[Fraction], side: int) -> str:
+    """A row for each area and guidance, a column for each ratio: all right, layout kept, in per cent."""
+
+    def cell(guidance: str, area: float, ratio: Fraction) -> str:
+        row = cells[guidance, size_of(area, ratio, side)]
+        values = (row[name] for name in MEASURES)
+        return ", ".join("–" if value is None else f"{100 * value:.0f}" for value in values)
+
+    head = ["area", "side", "guidance", *(f"{r.numerator}/{r.denominator}" for r in ratios)]
+    body = [
+        [f"{area:g}", f"{side * math.sqrt(area):.0f}²", guidance, *(cell(guidance, area, r) for r in ratios)]
+        for area in areas
+        for guidance in GUIDANCE
+    ]
+    return f"{', '.join(MEASURES.values())}, in percent\n\n{scores.table(head, body, labels=3)}"
+
+
+def plot(
+    path: Path,
+    cells: Cells,
+    areas: Sequence[float],
+    ratios: Sequence[Fraction],
+    side: int,
+    trained: Sequence[int],
+) -> None:
+    """Both measures by area: a line for each ratio, dotted without guidance, trained sizes marked."""
+    import matplotlib.figure as mpl  # pyright: ignore[reportMissingImports]
+
+    figure = mpl.Figure(figsize=(10, 4), layout="constrained")
+    for axis, (name, title) in zip(figure.subplots(1, 2, sharey=True), MEASURES.items()):
+        for n, ratio in enumerate(ratios):
+            for guidance, line in (("on", "-"), ("off", ":")):
+                found = [(a, cells[guidance, size_of(a, ratio, side)][name]) for a in areas]
+                points = [(a, 100 * value) for a, value in found if value is not None]
+                label = f"{ratio.numerator}/{ratio.denominator}" if guidance == "on" else None
+                if points:
+                    axis.plot(*zip(*points), line, color=f"C{n}", marker=".", label=label)
+                seen = [p for p in points if ratio == 1 and round(side * math.sqrt(p[0])) in trained]
+                if seen and guidance == "on":
+                    axis.plot(*zip(*seen), "o", color=f"C{n}", markersize=10, label="trained")
+        axis.set(title=f"{title}, %", xlabel=f"area in {side}²", xscale="log", ylim=(-3, 103))
+        axis.set_xticks(areas, [f"{a:g}" for a in areas])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    figure.axes[0].legend(title="height/width", fontsize="small")
+    with user_errors(path, "plot"):
+        figure.savefig(path, dpi=110, format="png")
+
+
+def parser() -> commands.Parser:
+    """The command line; what it does not know goes to `demo.measure.evaluate`."""
+    p = commands.Parser("python -m ultrapixel_jax.demo.measure.grid", __doc__)
+    p.argument("checkpoint", Path, "a checkpoint or training run, as for sample.py")
+    p.argument("output", Path, "new directory, or that of an interrupted measurement")
+    p.option("--areas", number(above=0, high=400), "multiples of the base area", list(AREAS), nargs="+")
+    p.option("--ratios", parse_ratio, "of height to width", [Fraction(r) for r in RATIOS],
+             shown=" ".join(RATIOS), nargs="+", metavar="N/N")  # fmt: skip
+    p.option("--side", whole(256, 4096), "of the base size, in pixels", SIDE)
+    p.option("--trained", whole(256, 8192), "sides of squares that are marked", list(TRAINED), nargs="+")
+    p.option("--count", whole(1, 10**6), "scenes of each size", 100)
+    p.option("--batch-size", whole(1, 1024), "pictures made at once", 4)
+    p.option("--pictures", whole(0, 10**6), "keep the pictures of the first N scenes", 2)
+    p.flag("--preview", "the previewer in place of stages B and A: stage C alone is measured, far sooner")
+    p.flag("--list", "print the commands and run nothing")
+    return p
+
+
+def run(argv: Sequence[str] | None) -> None:
+    """Do what the command line says."""
+    o = parser().read(argv)
+    sizes = list(dict.fromkeys(size_of(area, ratio, o.side) for area in o.areas for ratio in o.ratios))
+    for size in sizes:
+        check_size(*size)
+    words = ["--count", o.count, "--batch-size", o.batch_size, "--pictures", o.pictures]
+    words += ["--sizes", *(f"{height}x{width}" for height, width in sizes)]
+    words += ["--preview"] if o.preview else []
+    follow(
+        [
+            (
+                f"pictures with guidance {name}",
+                [sys.executable, "-m", "ultrapixel_jax.demo.measure.evaluate", str(o.checkpoint),
+                 str(o.output / name), *map(str, words), *more],
+            )
+            for name, more in GUIDANCE.items()
+        ],
+        only_list=o.list,
+    )  # fmt: skip
+    if o.list:
+        return
+    cells = {
+        (name, tuple(row["size"])): row
+        for name in GUIDANCE
+        for row in json.loads((o.output / name / TABLE).read_text(encoding="utf-8"))["rows"]
+    }
+    text = markdown(cells, o.areas, o.ratios, o.side)
+    with user_errors(o.output, "output"):
+        (o.output / "grid.md").write_text(text, encoding="utf-8")
+    print(text)
+    try:
+        plot(o.output / "grid.png", cells, o.areas, o.ratios, o.side, o.trained)
+    except ImportError:
+        print("no plot: matplotlib is not installed", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    return commands.run(lambda: run(argv), interrupted="repeat the command to go on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
