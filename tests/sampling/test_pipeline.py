@@ -112,16 +112,16 @@ def test_steps_outside_the_interval_of_guidance_run_half_the_batch(cascade, alon
         return make(cascade, dataclasses.replace(A, **stages))[0].latents
 
     before = cascade.compilations
-    late = {"cfg": 4.0, "cfg_from": 0.5, "cfg_from_hr": 0.0, "cfg_hr": 4.0}
-    found = latents(stage_c=late, stage_b={"cfg": 3.0, "cfg_until": 0.5})
+    late = {"cfg": 40.0, "cfg_from": 0.5, "cfg_from_hr": 0.0, "cfg_hr": 4.0}
+    found = latents(stage_c=late, stage_b={"cfg": 30.0, "cfg_until": 0.5})
     assert cascade.compilations == before + 2  # of the LR pass and of stage B
     one = latents(stage_c={"cfg": 1.0, "cfg_hr": 4.0}, stage_b={"cfg": 1.0})
     near = latents(stage_c={"cfg": 1 + 1e-6, "cfg_hr": 4.0}, stage_b={"cfg": 1 + 1e-6})
     assert cascade.compilations == before + 2
-    plain = latents(stage_c={"cfg": 4.0, "cfg_hr": 4.0}, stage_b={"cfg": 3.0})
+    plain = latents(stage_c={"cfg": 40.0, "cfg_hr": 4.0}, stage_b={"cfg": 30.0})
     for name in LATENTS:
-        assert relative_error(one[name], near[name]) < 2e-5
-        assert min(relative_error(found[name], other[name]) for other in (one, plain)) > 5e-5
+        assert relative_error(one[name], near[name]) < 1e-4
+        assert min(relative_error(found[name], other[name]) for other in (one, plain)) > 2e-4
     for programs in (cascade.stage_c._low, cascade.stage_b._steps):
         whole, half = (operations(programs, unconditional=both) for both in (True, False))
         assert 0.45 < half / whole < 0.55
