@@ -199,6 +199,7 @@ def without_effect(
     from ultrapixel_jax.checkpoints.runs import is_run
     from ultrapixel_jax.sampling import effects
 
+    averaged = "no_ema" not in options.given  # else it matters whether there is an average to leave out
     situation = effects.Situation(
         options.given,
         entries,
@@ -209,7 +210,7 @@ def without_effect(
         cached=cached,
         listed=options.prompts_file is not None,
         together=options.distributed,
-        run=options.checkpoint is not None and is_run(options.checkpoint),
+        run=averaged or (options.checkpoint is not None and is_run(options.checkpoint)),
     )
     wanted = {control.kind for request in requests for control in request.conditions.controls}
     spare = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -208,9 +207,8 @@ def _fits(fmt: Format, shapes: Shapes, variants: Sequence[tuple[str, Any]], what
     return fits
 
 
-@functools.lru_cache(64)
 def _paths(component: str, config: Any) -> Shapes:
-    """Shapes of a component by path. Tracing a network takes seconds, and several files ask for one."""
+    """Shapes of a component by path."""
     if component in measuring.KINDS:
         variables = measuring.abstract(config)
     else:

@@ -3,7 +3,8 @@
     python -m tests.data.fuzz [CASES]
 
 makes that many (10,000) folders, tars, tables and checkpoints out of odd names, captions and pictures, and
-builds a dataset from each. `test_fuzz.py` runs a few in every suite.
+builds a dataset from each; then as many prompt files with every key that there is, and makes requests of
+each. `test_fuzz.py` runs a few in every suite.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.data import records
 from ultrapixel_jax.data.build import build, summary
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sampling import prompts
+from ultrapixel_jax.sampling.requests import make_requests
 
 SUFFIXES = (
     ".png", ".jpg", ".PNG", ".bmp", ".gif", ".webp", ".jfif", ".tif", ".heic", ".txt", ".TXT", ".json",
@@ -212,5 +216,103 @@ def run(cases: int, derandomize: bool = False) -> collections.Counter[str]:
     return seen
 
 
+# ---------------------------------------------------------------------------- prompt files
+
+RIGHT: dict[str, list[Any]] = {
+    "control": ["canny:a.png", "inpainting:a.png:b.png", ["canny:a.png", "super-resolution:b.png"]],
+    "control_map": ["canny:b.png"],
+    "control_strength": [0.5, "0.5,1"],
+    "control_from": [0, "0.2"],
+    "control_until": [1, 0.5],
+    "control_pass": ["low", "high", "both"],
+    "canny_thresholds": ["100,200"],
+    "image_prompt": ["a.png", "a.png:0.5", ["a.png", "b.png:0.2"]],
+    "image": ["a.png"],
+    "strength": [0.5],
+    "strength_hr": [0.5],
+    "upscale": ["b.png"],
+    "inpaint": ["a.png:b.png", ["a.png", "b.png"]],
+    "feather": [0.1, 8],
+    "lora": ["lora.safetensors", "lora.safetensors:-1"],
+    "token": ["[fox]=^cat</w>", "[fox]", ["[fox]", "[cat]"]],
+    "steps": [3],
+    "cfg_b": [1.5],
+    "size": ["256x512"],
+    "num_images": [2],
+}
+"""Values that are right for a key, alone or with others."""
+said = values | st.sampled_from([
+    "no.png", "/", "", ".", "..", "a.png:b.png:c", "canny:", "depth:a.png", "=", "[fox]=(", "0,", "9x9",
+    0, 1, 256, -1, 0.3, 1e400, 10**400, float("nan"), True, None, "half \ud83d", "\0", "gs://bucket/a.png",
+    "\u0665", "1_0", " 7 ", [], ["a.png", 0.5], {}, "ddim",
+])  # fmt: skip
+"""What a key may be followed by: nearly right, or anything at all."""
+unlikely = ("Prompt", "STEPS", "controll", "token ", "guidance_scale")
+named = st.sampled_from([*prompts.KEYS, *prompts.SAME, *unlikely]) | st.text(max_size=3)
+right = st.sampled_from([(key, value) for key, found in RIGHT.items() for value in found])
+pairs = st.one_of(right, right, right, st.tuples(named, said | right.map(lambda pair: pair[1])))
+told = st.lists(pairs, max_size=4).map(dict)
+rows = st.tuples(told, st.booleans()).map(lambda x: {"prompt": "a cat", **x[0]} if x[1] else x[0])
+
+
+def _table(found: list[dict[str, Any]], delimiter: str) -> bytes:
+    """With a header; what a cell cannot hold breaks the table."""
+    columns = list(dict.fromkeys(key for row in found for key in row))
+    lines = [columns, *([str(row.get(key, "")) for key in columns] for row in found)]
+    return "\n".join(delimiter.join(line) for line in lines).encode("utf-8", "surrogatepass")
+
+
+prompt_files = st.tuples(
+    st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt", ""]),
+    st.one_of(
+        st.lists(rows, min_size=1, max_size=3).map(_lines),
+        st.lists(rows | said, max_size=3).map(lambda found: json.dumps(found).encode()),
+        st.builds(_table, st.lists(rows, min_size=1, max_size=3), st.sampled_from([",", "\t", ";"])),
+        contents,
+    ),
+    st.booleans(),
+)
+
+
+def check_prompts(case: tuple[str, bytes, bool], folder: Path, seen: collections.Counter[str]) -> None:
+    """One prompts file: requests, or a `UserError` of one line; nothing else."""
+    suffix, content, comments = case
+    file = folder / f"list{suffix}"
+    file.write_bytes(content)
+    plain = DiffusionConfig()
+    try:
+        entries = prompts.read_prompts(file, comments=comments, note=lambda text: seen.update(["notes"]))
+        few = [entry for entry in entries if (entry.num_images or 1) < 100]
+        made = make_requests(few, height=256, width=256, stage_c=plain, stage_b=plain)
+    except UserError as error:
+        assert str(error).isprintable() and len(str(error)) < 4000, repr(str(error))
+        seen["refused"] += 1
+        return
+    for request in made:
+        request.prompt.encode()  # text that has no bytes was refused
+        seen["steered"] += bool(request.conditions)
+    seen["read"] += 1
+
+
+def run_prompts(cases: int, derandomize: bool = False) -> collections.Counter[str]:
+    """Try `cases` prompt files; how many were read and refused, and how many pictures are steered."""
+    seen: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name in ("a.png", "b.png"):
+            Image.new("RGB", (256, 256), "white").save(folder / name)
+        (folder / "lora.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+
+        @settings(max_examples=cases, deadline=None, database=None, derandomize=derandomize,
+                  suppress_health_check=list(HealthCheck))  # fmt: skip
+        @given(prompt_files)
+        def one(case: tuple[str, bytes, bool]) -> None:
+            check_prompts(case, folder, seen)
+
+        one()
+    return seen
+
+
 if __name__ == "__main__":
-    print(dict(run(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)))
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    print(dict(run_prompts(count)), dict(run(count)))

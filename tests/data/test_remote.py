@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from tests.data.conftest import AREAS, RATIOS, WRITERS
 from ultrapixel_jax.data import build as command
@@ -70,3 +71,37 @@ def test_a_rebuilt_dataset_is_read_anew(
     assert captions() == first - {"caption 1"} | {"capture 1"}
     assert "was built anew" in caplog.text
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_bucket_that_takes_no_more(
+    buckets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line with what the bucket says; the same command goes on once it takes more."""
+    source = WRITERS["folder"](tmp_path / "source", 8)
+    arguments = [str(source), "gs://full/out", "--shard-images", "3", "--workers", "0", "--quiet"]
+    system, left = _registry["gcs"], [2]
+
+    def limited(name: str):
+        real = getattr(system, name)
+
+        def write(self, *args, **named):
+            if name != "_open" or "w" in str(named.get("mode", args[1:2])):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise OSError("403: the billing account is closed")
+            return real(self, *args, **named)
+
+        return write
+
+    with monkeypatch.context() as patch:
+        for name in ("_open", "put_file", "cp_file"):
+            patch.setattr(system, name, limited(name))
+        assert command.main(arguments) == 2
+        said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("error: ")
+    assert "gs://full/out" in said[0] and "the billing account is closed" in said[0]
+    assert command.main(arguments) == 0
+    config = DataConfig(path="gs://full/out", cache_dir=str(tmp_path / "cache"), areas=AREAS, ratios=RATIOS,
+                        batch_size=2, lr_latent=1)  # fmt: skip
+    with Loader(config) as loader:
+        assert len(next(loader)["ids"]) == 2

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 from tests import recorded_models
+from tests.models.filled import SMALL, filled
 from tests.recordings import load, nhwc, relative_error
 from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.diffusion import two_branch
 from ultrapixel_jax.diffusion.sampler import begin, guidance_step, guide, make_table, step
 from ultrapixel_jax.diffusion.two_branch import Prompts
+from ultrapixel_jax.models.guidance import Guidance
+from ultrapixel_jax.models.stage_c import StageC
 
 compiled = functools.partial(jax.jit, compiler_options=UNOPTIMISED)
 STEPS = 4
@@ -133,9 +136,20 @@ def test_whole_sampler_and_the_synchronized_one(run):
     assert relative_error(x_hr, hr) > 0.01
 
 
-def test_the_hr_pass_has_its_own_weight(run):
+def test_the_hr_pass_has_its_own_weight():
     """With a weight of 1 the unconditional half counts for nothing, in that pass alone."""
-    model, _, table, prompts, fresh, starts = run
+    steps, random = 2, np.random.default_rng(0)
+    c, g = SMALL.stage_c, SMALL.guidance
+    variables = (jax.tree.map(jnp.asarray, filled(*x)) for x in (("stage_c", c), ("guidance", g)))
+    model = two_branch.StageCModel(StageC(c), next(variables), Guidance(g), next(variables))
+    table = jax.tree.map(jnp.asarray, make_table(DiffusionConfig(steps=steps)))
+
+    def values(*shape):
+        return jnp.asarray(random.standard_normal(shape), jnp.float32)
+
+    prompts = Prompts(values(2, 5, c.c_clip_text), values(2, c.c_clip_text_pooled), values(2, c.c_clip_img))
+    starts = {"lr": values(1, 4, 4, c.c_latent), "hr": values(1, 6, 8, c.c_latent)}
+    fresh = {k: values(steps, *x.shape) for k, x in starts.items()}
     scale = recorded_models.scale_inputs(starts["hr"].shape[1:3])
     config = dataclasses.replace(model.guidance.config, timestep="synchronized")
     synchronized = model._replace(guidance=type(model.guidance)(config))
@@ -146,7 +160,7 @@ def test_the_hr_pass_has_its_own_weight(run):
         conditioning = model.condition(prompts)
         prepared = model.prepare(features, x.shape[1:3]) if features else {}
         return two_branch.hr_steps(
-            model, begin(x), conditioning, prepared, scale, weights, 0, STEPS, lambda i: fresh["hr"][i]
+            model, begin(x), conditioning, prepared, scale, weights, 0, steps, lambda i: fresh["hr"][i]
         )[0].x
 
     @compiled
@@ -154,7 +168,7 @@ def test_the_hr_pass_has_its_own_weight(run):
         weights = table._replace(cfg=jnp.float32(cfg), cfg_hr=jnp.float32(cfg_hr))
         lr, hr = two_branch.synchronized_steps(
             synchronized, begin(starts["lr"]), begin(starts["hr"]), synchronized.condition(prompts), scale,
-            (weights, weights), 0, STEPS, lambda i: fresh["lr"][i], lambda i: fresh["hr"][i],
+            (weights, weights), 0, steps, lambda i: fresh["lr"][i], lambda i: fresh["hr"][i],
         )  # fmt: skip
         return lr.x, hr.x
 
@@ -168,7 +182,7 @@ def test_the_hr_pass_has_its_own_weight(run):
     def without(x, prompts, features):
         conditioning = model.condition(jax.tree.map(lambda v: v[:1], prompts))
         return two_branch.hr_steps(
-            model, begin(x), conditioning, model.prepare(features, x.shape[1:3]), scale, table, 0, STEPS,
+            model, begin(x), conditioning, model.prepare(features, x.shape[1:3]), scale, table, 0, steps,
             lambda i: fresh["hr"][i], unconditional=False,
         )[0].x  # fmt: skip
 

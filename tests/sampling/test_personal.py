@@ -30,7 +30,7 @@ from ultrapixel_jax.models.lora import merge
 from ultrapixel_jax.sampling import pictures
 from ultrapixel_jax.sampling.condition_keys import conditions_of
 from ultrapixel_jax.sampling.conditions import Conditions, Token
-from ultrapixel_jax.sampling.requests import Request
+from ultrapixel_jax.sampling.requests import Entry, Request
 
 SMALL: dict[str, Any] = {"height": 256, "width": 256, "steps": 2, "steps_b": 1}
 TEXT = config.clip_text
@@ -168,6 +168,11 @@ def test_words_start_from_a_pattern_and_have_an_offset(model: UltraPixel, loras:
     # Without the LoRA, the same words are letters again.
     states(model, "x")
     np.testing.assert_array_equal(model.cascade.text.tokenizer(["x [fox]"])[0], plain(["x [fox]"])[0])
+    # What is cut off counts them as what they are, whatever was drawn before.
+    (long,) = model.requests([Entry("[fox] " * 40 + "end", conditions=steered)])
+    (without,) = model.requests([Entry("[fox] " * 40 + "end")])
+    assert model.cascade.cut_off([long]) == []
+    assert model.cascade.cut_off([without])[0].endswith("end")
 
 
 def test_words_of_several_tokens(model: UltraPixel, loras: dict[str, Path]) -> None:

@@ -63,8 +63,8 @@ class FakeCascade(Cascade):
         self.personal = types.SimpleNamespace(check=lambda conditions: None)
         self.report = types.SimpleNamespace(rows=lambda: [("load", 1.5, 2_000_000_000), ("A", 0.25, None)])
 
-    def truncated(self, prompt):
-        return prompt[200:] or None
+    def cut_off(self, requests):
+        return list(dict.fromkeys(r.prompt[200:] for r in requests if r.prompt[200:]))
 
     def compile(self, request, *, batch_size):
         self.calls.append(("compile", Bucket.of(request.height, request.width).hr, batch_size, self.preview))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.filled import filled
+from tests.models.filled import SMALL, filled
 from tests.training.steps import config_of, latents, rows_of, start, with_
 from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.config import GuidanceConfig
@@ -54,7 +54,7 @@ def float64(monkeypatch):
 
 @pytest.mark.parametrize("upsampler", ["inr", "bilinear_conv"])
 def test_guidance_against_finite_differences(float64, upsampler: str) -> None:
-    config = config_of(GuidanceTask(diffusion=P2), batch_size=2)
+    config = config_of(GuidanceTask(diffusion=P2), batch_size=2, model=SMALL)
     guidance = dataclasses.replace(config.model.guidance, upsampler=upsampler)
     assert isinstance(guidance, GuidanceConfig)
     config = with_(config, model=dataclasses.replace(config.model, guidance=guidance))

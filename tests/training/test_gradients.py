@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.filled import filled
+from tests.models.filled import SMALL, filled
 from tests.models.test_against_diffusers import STAGE_C, nchw, numpy_state, unet
 from tests.recorded_models import import_component
 from tests.training.steps import config_of, gradient, latents, rows_of, with_
-from ultrapixel_jax.config import CascadeConfig
+from ultrapixel_jax.config import CascadeConfig, LevelConfig
 from ultrapixel_jax.diffusion import schedule
 from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask, StageCTask
 from ultrapixel_jax.training.tasks.base import draw_logsnr, keys_of, normal
@@ -92,7 +92,9 @@ def test_stage_c_against_diffusers(scanned: bool) -> None:
 
 def test_neither_parts_nor_scanning_change_the_gradient() -> None:
     """The same gradient unrolled in one part, and scanned with rematerialisation in two; with dropout."""
-    config = config_of(GuidanceTask(diffusion=P2, frozen_dropout=True))
+    levels = (LevelConfig(16, 2, 1, 2, dropout=0.1), LevelConfig(16, 2, 2, 1, dropout=0.1))
+    small = dataclasses.replace(SMALL, stage_c=dataclasses.replace(SMALL.stage_c, levels=levels))
+    config = config_of(GuidanceTask(diffusion=P2, frozen_dropout=True), model=small)
     assert all(level.dropout > 0 for level in config.model.stage_c.levels)
     stage_c = jax.tree.map(jnp.asarray, filled("stage_c", config.model.stage_c))
     batch = latents(config)

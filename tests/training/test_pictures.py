@@ -25,7 +25,7 @@ def test_two_processes_show_what_one_does(launcher: Launcher, tmp_path: Path) ->
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",
         "XDG_CACHE_HOME": str(launcher.cache),
     }
     command = [sys.executable, "-m", "tests.training.draw", str(tmp_path)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.tiny import config as tiny
-from tests.models.filled import filled
+from tests.models.filled import SMALL, filled
 from tests.training.steps import config_of, images, latents, start
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER
 from ultrapixel_jax.checkpoints.weights import load_weights
@@ -204,10 +204,10 @@ def test_crops_are_windows_of_their_images() -> None:
 
 
 def test_text_of_cached_latents_can_be_computed_in_training() -> None:
-    config = config_of(GuidanceTask(), batch_size=2)
+    config = config_of(GuidanceTask(), batch_size=2, model=SMALL)
     later = dataclasses.replace(config, data=dataclasses.replace(config.data, cached_text=False))
     # Fresh weights give zero whatever the text; these do not.
-    frozen = load_weights(None, tiny, dtype="float32", mesh=None, preview=True).variables
+    frozen = load_weights(None, SMALL, dtype="float32", mesh=None, preview=True).variables
     side = config.reading.lr_latent
     batch = {**latents(config, lr=(side, side)), "bucket": (256, 256), "caption": ["a red circle", ""]}
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
@@ -224,7 +224,7 @@ def test_text_of_cached_latents_can_be_computed_in_training() -> None:
 
     task = make_task(later)
     tokens = Inputs(task, BYTE_TOKENIZER, mesh)(batch)
-    text: Any = ClipText(tiny.clip_text).apply(frozen["clip_text"], tokens["ids"], tokens["mask"])
+    text: Any = ClipText(SMALL.clip_text).apply(frozen["clip_text"], tokens["ids"], tokens["mask"])
     cached = {**batch, "text_states": np.asarray(text[0]), "text_pooled": np.asarray(text[1])}
     np.testing.assert_allclose(loss(later, batch), loss(config, cached), rtol=1e-5)
     assert not np.allclose(loss(later, batch), loss(config, batch), rtol=1e-3)

@@ -134,7 +134,7 @@ class Launcher:
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
             "ORDER": self.order,
             "XDG_CACHE_HOME": str(self.cache),  # where `compilation_cache` keeps programs
         }

@@ -6,6 +6,7 @@ module, and its variables, as shapes (`abstract`) or freshly made (`initialise`)
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -99,7 +100,13 @@ def initialise(name: str, config: Any, key: jax.Array, dtype: Any = jnp.float32)
 
 
 def abstract(name: str, config: Any, dtype: Any = jnp.float32) -> Variables:
-    """Shapes and dtypes of the variables, without making them.
+    """Shapes and dtypes of the variables, without making them."""
+    return jax.tree.map(lambda struct: struct, _traced(name, config, jnp.dtype(dtype)))  # the caller's own
+
+
+@functools.lru_cache(128)
+def _traced(name: str, config: Any, dtype: Any) -> Variables:
+    """What `abstract` gives. Tracing takes up to seconds, and conversion, sources and checkpoints each ask.
 
     Of a level's equal blocks, two are traced, which takes a fifth of the time.
     """

@@ -5,6 +5,7 @@ They lie in checkpoint directories of their own, as conversion writes them, besi
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -93,4 +94,10 @@ def random_inception(
 
 def abstract(config: InceptionConfig | ClipConfig, dtype: Any = jnp.float32) -> Any:
     """Shapes and dtypes of the variables, without making them."""
+    return jax.tree.map(lambda struct: struct, _traced(config, jnp.dtype(dtype)))  # the caller's own
+
+
+@functools.lru_cache(16)
+def _traced(config: InceptionConfig | ClipConfig, dtype: Any) -> Any:
+    """What `abstract` gives; tracing takes seconds."""
     return jax.eval_shape(lambda: initialise(config, random_keys.of_seed(0), dtype))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ultrapixel_jax.checkpoints.loras import of_directory
+from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
 from ultrapixel_jax.config import CascadeConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import is_remote, place
@@ -50,6 +51,7 @@ class Personal:
         """Variables of networks that are changed at present, without the change."""
         self._current: Any = None
         self._read = functools.lru_cache(KEPT)(self._opened)
+        self._known = functools.lru_cache(KEPT)(lambda conditions: self._table(conditions)[0])
         if any(token.name for token in self._own):
             self.use(Conditions())
 
@@ -61,6 +63,14 @@ class Personal:
                 without name, or exists already.
         """
         self._table(conditions)
+
+    def tokenizer(self, conditions: Conditions) -> Tokenizer:
+        """The one that knows the words of `conditions`.
+
+        Raises:
+            UserError: as of `check`.
+        """
+        return self._known(Conditions(loras=conditions.loras, tokens=conditions.tokens))
 
     def use(self, conditions: Conditions) -> None:
         """Draw with the LoRAs and words of `conditions` from now on.
@@ -91,6 +101,7 @@ class Personal:
     def bring(self, own: Iterable[NewToken]) -> None:
         """Take `own` as the new words of the weights themselves from now on."""
         self._own, self._current = tuple(own), None
+        self._known.cache_clear()
 
     def forget(self, networks: Mapping[str, Any]) -> None:
         """`networks` have other base variables by now."""

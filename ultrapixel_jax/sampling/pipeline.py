@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,9 +204,17 @@ class Cascade:
         """The shapes that `request` runs through in this model."""
         return Bucket.of(request.height, request.width, self.lr_side)
 
-    def truncated(self, prompt: str) -> str | None:
-        """The part of `prompt` beyond the encoder's tokens; None if it fits."""
-        return self.text.tokenizer.truncated(prompt)
+    def cut_off(self, requests: Iterable[Request]) -> list[str]:
+        """What is beyond the encoder's tokens, of each prompt and negative prompt that does not fit.
+
+        A new word counts as the tokens that its LoRA has for it.
+        """
+        cuts = (
+            self.personal.tokenizer(r.conditions).truncated(text)
+            for r in requests
+            for text in (r.prompt, r.negative_prompt)
+        )
+        return list(dict.fromkeys(cut for cut in cuts if cut))
 
     def replace_variables(self, variables: Mapping[str, Any]) -> None:
         """Sample with other variables of the same shapes from now on, of the networks in `variables`.

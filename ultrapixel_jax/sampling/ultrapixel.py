@@ -243,11 +243,9 @@ class UltraPixel:
         """What is likely to disappoint in pictures of `requests`, a line each: prompts that are cut off, and
         sizes that the model was not trained on.
         """
-        lines = []
-        for text in dict.fromkeys(text for r in requests for text in (r.prompt, r.negative_prompt)):
-            if cut := self.cascade.truncated(text):
-                tokens = self.config.clip_text.positions
-                lines.append(f"prompt over {tokens} tokens, cut off is: {one_line(cut)!r}")
+        tokens = self.config.clip_text.positions
+        cuts = self.cascade.cut_off(requests)
+        lines = [f"prompt over {tokens} tokens, cut off is: {one_line(cut)!r}" for cut in cuts]
         if (guidance := self.config.guidance) is not None:
             known = guidance.trained_sides, guidance.trained_ratio
             sizes = dict.fromkeys((r.height, r.width) for r in requests)

@@ -51,15 +51,14 @@ class RunCheckpoints:
     """The checkpoints of one run directory."""
 
     def __init__(self, directory: str, config: CheckpointConfig) -> None:
-        """Open what is in `directory`, creating it if need be.
+        """Open what is in `directory`, which `check_directory` accepted, creating it if need be.
 
         Raises:
-            UserError: it holds something else, or cannot be written.
+            UserError: it cannot be written.
         """
         self.directory = epath.Path(directory)
         orbax_log.ignore_tasks_left_behind()
         with disk_errors(directory):
-            _check_empty(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=config.keep_last,
@@ -70,14 +69,6 @@ class RunCheckpoints:
             self._manager = ocp.CheckpointManager(
                 os.fspath(absolute(self.directory / CHECKPOINTS)), options=options
             )
-
-    def check(self, config: TrainConfig) -> None:
-        """Compare the configuration with that of the run that is there, if one is.
-
-        Raises:
-            UserError: the directory holds a run of another configuration, or something else.
-        """
-        check_directory(self.directory, config)
 
     def describe(self, config: TrainConfig) -> None:
         """Write the configuration and what the run is made of, before the first checkpoint or with what has

@@ -20,7 +20,6 @@ from ultrapixel_jax.training.checkpoints import check_directory, is_finished
 from ultrapixel_jax.training.config import TrainConfig
 from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
 from ultrapixel_jax.training.log import describe
-from ultrapixel_jax.training.measures import Measures
 from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.pictures import make_pictures
 from ultrapixel_jax.training.step import make_step
@@ -59,6 +58,8 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
             if config.pictures.every:
                 make_pictures(task, sources, mesh, inputs.place)
             if config.measures.every:
+                from ultrapixel_jax.training.measures import Measures  # with scipy: a second of the start
+
                 Measures(task, sources, mesh)
             check_directory(epath.Path(config.output), config)
             largest = max(loader.bucket_counts(), key=lambda size: size[0] * size[1])

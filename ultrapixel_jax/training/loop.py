@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.compilation import cache as compilation_cache
@@ -15,12 +16,11 @@ from ultrapixel_jax.data.prior import loader_of
 from ultrapixel_jax.report import matmul_rate
 from ultrapixel_jax.training import machines, stopping
 from ultrapixel_jax.training import state as states
-from ultrapixel_jax.training.checkpoints import RunCheckpoints, is_finished
+from ultrapixel_jax.training.checkpoints import RunCheckpoints, check_directory, is_finished
 from ultrapixel_jax.training.config import TrainConfig
 from ultrapixel_jax.training.ending import finished
 from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
 from ultrapixel_jax.training.log import STEP, Log, check_finite
-from ultrapixel_jax.training.measures import Measures
 from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.pictures import labels_of, make_pictures, save_pictures
 from ultrapixel_jax.training.profile import Profile
@@ -65,11 +65,15 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
         sources.require(task.frozen, f"training {', '.join(task.trained)}", WITHOUT)
         inputs = Inputs(task, sources.tokenizer, mesh)
         draw = make_pictures(task, sources, mesh, inputs.place) if config.pictures.every else None
-        measures = Measures(task, sources, mesh) if config.measures.every else None
+        measures = None
+        if config.measures.every:
+            from ultrapixel_jax.training.measures import Measures  # with scipy: a second of the start
+
+            measures = Measures(task, sources, mesh)
 
         # ── State: that of the newest checkpoint, or a fresh one ───────────────────────────────────────
+        check_directory(epath.Path(config.output), config)
         checkpoints = RunCheckpoints(config.output, config.checkpoints)
-        checkpoints.check(config)
         optimizer = make_optimizer(config.optimizer, config.steps)
         abstract = jax.eval_shape(states.creator(task, optimizer), {})
         shardings = states.state_shardings(abstract, optimizer, mesh)

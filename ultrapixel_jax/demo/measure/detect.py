@@ -262,46 +262,58 @@ _MOMENTS = {shape: _moments(shape) for shape in SHAPES}
 # ---------------------------------------------------------------------------- textures
 
 Points = Float[np.ndarray, " n"]
+Waves = Float[np.ndarray, "k n"]
 _PERIODS = (0.78, 0.85, 0.92, 1.0, 1.08, 1.17, 1.28)
-_PHASES = np.arange(8) / 8
+_PHASES = (np.arange(8) / 8).astype(np.float32)
+_HALF = _PHASES[:4]
+"""Half a period on, a wave is its own negative."""
+_TURN = np.float32(2 * np.pi)
+_COS, _SIN = (f(_TURN * _HALF)[:, None] for f in (np.cos, np.sin))
 
 
-def _wave(u: Points) -> Points:
-    """A rounded square wave of period 1, with its trough around 0."""
-    return np.clip(-1.6 * np.cos(2 * np.pi * u), -1, 1)
+def _wave(u: Points) -> Waves:
+    """A rounded square wave of period 1 at half of the phases; at the first, with its trough around 0."""
+    out = np.sin(_TURN * u) * _SIN - np.cos(_TURN * u) * _COS
+    out *= np.float32(1.6)
+    return np.clip(out, -1, 1, out=out)
 
 
-def _stripes(x: Points, y: Points, p: float) -> Iterator[Points]:
-    for lean, phase in itertools.product((1, -1), _PHASES):
-        yield _wave((x + lean * y) * np.sqrt(0.5) / p + phase)
+def _stripes(x: Points, y: Points, p: float) -> Iterator[Waves]:
+    for lean in (1, -1):
+        yield _wave((x + lean * y) * np.float32(np.sqrt(0.5) / p))
 
 
-def _rings(x: Points, y: Points, p: float) -> Iterator[Points]:
+def _rings(x: Points, y: Points, p: float) -> Iterator[Waves]:
     for dy, dx in ((0, 0), (0.25, 0), (-0.25, 0), (0, 0.25), (0, -0.25)):
-        r = np.hypot(x - dx * p, y - dy * p) / p
-        for phase in _PHASES:
-            yield _wave(r + phase)
+        yield _wave(np.hypot(x - np.float32(dx * p), y - np.float32(dy * p)) / np.float32(p))
 
 
-def _checks(x: Points, y: Points, p: float) -> Iterator[Points]:
-    q = 1.15 * p
-    across, down = ([_wave(u / q + phase) for phase in _PHASES] for u in (x, y))
-    for i, j in itertools.product(range(len(_PHASES)), range(len(_PHASES) // 2)):
-        yield across[i] * down[j]  # half a period both ways is the same
+def _checks(x: Points, y: Points, p: float) -> Iterator[Waves]:
+    across, down = (_wave(u / np.float32(1.15 * p)) for u in (x, y))
+    for wave in across:
+        yield wave * down
 
 
-def _dots(x: Points, y: Points, p: float) -> Iterator[Points]:
-    across, down = ([(u / p + phase) - np.round(u / p + phase) for phase in _PHASES] for u in (x, y))
-    for a, b in itertools.product(across, down):
-        yield np.clip((np.hypot(a, b) - 0.32) / 0.15, -1, 1)
+def _dots(x: Points, y: Points, p: float) -> Iterator[Waves]:
+    across, down = (u / np.float32(p) + _PHASES[:, None] for u in (x, y))
+    for u in (across, down):
+        u -= np.round(u)
+        u *= u
+    for squares in across:
+        out = np.sqrt(squares + down)
+        out -= np.float32(0.32)
+        out /= np.float32(0.15)
+        yield np.clip(out, -1, 1, out=out)
 
 
-_PATTERNS: dict[str, Callable[[Points, Points, float], Iterator[Points]]] = {
+_PATTERNS: dict[str, Callable[[Points, Points, float], Iterator[Waves]]] = {
     "stripes": _stripes,
     "dots": _dots,
     "checks": _checks,
     "rings": _rings,
 }
+_OF_WAVES = ("stripes", "checks", "rings")
+"""Whose negatives are patterns too, at the other phases."""
 
 
 def _texture(lightness: Points, x: Points, y: Points, size: float) -> str:
@@ -316,9 +328,11 @@ def _texture(lightness: Points, x: Points, y: Points, size: float) -> str:
     best, name = 0.0, UNCLEAR
     for texture, patterns in _PATTERNS.items():
         for scale in _PERIODS:
-            for wave in patterns(x, y, period_of(size) * scale):
-                spread = wave.std()
-                value = float(v @ (wave - wave.mean())) / (len(v) * spread) if spread > 0.05 else 0.0
+            for waves in patterns(x, y, period_of(size) * scale):
+                waves -= waves.mean(1, keepdims=True)
+                spread = np.sqrt(np.square(waves).mean(1))
+                values = waves @ v / (len(v) * spread.clip(0.05)) * (spread > 0.05)
+                value = float((np.abs(values) if texture in _OF_WAVES else values).max())
                 if value > best:
                     best, name = value, texture
     if best < LIKE_TEXTURE:
