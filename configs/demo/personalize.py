@@ -1,6 +1,10 @@
-"""The demo with a LoRA and a new word, from ten pictures of 768² with captions that have the word [subject].
+r"""The demo with a LoRA and a new word, from ten pictures of 768² with captions that have the word [subject].
 
-python train.py configs/demo/personalize.py --sources ultrapixel_jax/assets/demo --data.path DATA --output RUN
+    python train.py configs/demo/personalize.py --sources ultrapixel_jax/assets/demo --data.path DATA \
+        --data.prior WORLD --output RUN
+
+WORLD holds pictures of the demo's world (`python -m ultrapixel_jax.demo.world.build`), without which it is
+forgotten (docs/demo.md). All updates are at the low resolution; more, with `--steps`, go on at both.
 """
 
 import dataclasses
@@ -18,7 +22,7 @@ from ultrapixel_jax.training.config import (
 demo = stage_c.model
 config = dataclasses.replace(
     stage_c,
-    task=PersonalTask(DiffusionTraining("stable_diffusion", shift=2.0, adaptive_buckets=32), lr_steps=500),
+    task=PersonalTask(DiffusionTraining("stable_diffusion", shift=2.0, adaptive_buckets=32), lr_steps=1000),
     model=dataclasses.replace(
         demo,
         lora=dataclasses.replace(

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from tests.models.filled import filled
 from tests.models.importing import (
     check_manifest,
     check_round_trip,
@@ -16,6 +21,7 @@ from tests.models.importing import (
 from tests.models.test_effnet_encoder import tiny
 from tests.recordings import manifest, nhwc, relative_error
 from ultrapixel_jax.checkpoints.named_weights import state_dict
+from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.config import ControlNetConfig
 from ultrapixel_jax.layouts.tables.controlnet import RELEASED, SUPER_RESOLUTION
 from ultrapixel_jax.models.controlnet import ControlNet
@@ -103,3 +109,29 @@ def test_a_control_of_the_wrong_kind_is_refused():
     module = ControlNet(tiny_config("inpainting"))
     with pytest.raises(ValueError, match="the control of inpainting has 4 channels, not 1"):
         variable_specs(module, struct(1, 64, 64, 1))
+
+
+def test_rematerialised_it_keeps_less_and_learns_the_same() -> None:
+    """Of both modules the same gradients and running statistics; and the bytes that a gradient keeps."""
+    config = tiny_config("canny")
+    stages = config.backbone.stages[:2]
+    config = dataclasses.replace(
+        config, backbone=dataclasses.replace(config.backbone, stages=stages), slots=(0,)
+    )
+    variables = filled("controlnet", config)
+    edges = jnp.asarray(np.random.default_rng(0).random((2, 32, 48, 1), np.float32))
+
+    def of(*, rematerialised: bool) -> tuple[Any, int]:
+        module = ControlNet(config, rematerialised=rematerialised)
+
+        def loss(params: Any) -> tuple[Any, Any]:
+            out: Any = module.apply({**variables, "params": params}, edges, True, mutable=["batch_stats"])
+            return jnp.square(out[0][0]).sum(), out[1]
+
+        kept = jax.eval_shape(lambda p: jax.vjp(lambda q: loss(q)[0], p)[1], variables["params"])
+        gradients = jax.jit(jax.grad(loss, has_aux=True), compiler_options=UNOPTIMISED)(variables["params"])
+        return gradients, sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+
+    (plain, much), (same, little) = of(rematerialised=False), of(rematerialised=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), plain, same)
+    assert little < 0.6 * much

@@ -91,7 +91,7 @@ def test_super_resolution_draws_while_it_trains_and_goes_on_as_if_it_had_not_bee
     sheets = [np.asarray(Image.open(path)) for path in sorted((out / "samples").iterdir())]
     assert len(sheets) == 2  # before the first step and after the last: of the same held-out pictures
     seen, drawn = ([sheet[8:264, start : start + 256] for sheet in sheets] for start in (8, 264))
-    np.testing.assert_array_equal(*seen)
+    np.testing.assert_array_equal(seen[0], seen[1])
     # Of 64 pixels every second one, enlarged to the 256 that are drawn: its squares are 64 pixels wide.
     assert seen[0].std() > 20 and np.abs(np.diff(seen[0].astype(int), axis=1)[:, 24:40]).max() < 4
     assert drawn[0].std() > 1 and drawn[0].shape == (256, 256, 3)

@@ -99,14 +99,17 @@ class EfficientNet(nn.Module):
     config: EfficientNetConfig
     stem_padding: int = 1
     param_dtype: Dtype = jnp.float32
+    rematerialised: bool = False
+    """Gradients keep the blocks' inputs alone."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b hp wp c"], train: bool = False) -> Float[Array, "b h w f"]:
         """Any number of input channels."""
         config, dtype = self.config, self.param_dtype
         x = ConvNorm(config.stem, 3, 2, self.stem_padding, name="stem", param_dtype=dtype)(x, train)
+        block = nn.remat(Block, static_argnums=(2,)) if self.rematerialised else Block
         for s, stage in enumerate(config.stages, start=1):
             for n in range(stage.blocks):
                 stride = stage.stride if n == 0 else 1
-                x = Block(stage, stride, name=f"stage_{s}_block_{n}", param_dtype=dtype)(x, train)
+                x = block(stage, stride, name=f"stage_{s}_block_{n}", param_dtype=dtype)(x, train)
         return ConvNorm(config.head, name="head", param_dtype=dtype)(x, train)

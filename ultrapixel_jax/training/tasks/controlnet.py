@@ -105,7 +105,7 @@ class TrainControlNet(Task):
         """The ε loss of stage C with the ControlNet's maps in their slots."""
         config, task = self.config, self._task
         control = control_of(batch, frozen, config.model, self.dtype)
-        module = ControlNet(config.model.controlnet)
+        module = ControlNet(config.model.controlnet, rematerialised=config.scanned)
         variables = {"params": params["controlnet"], **collections["controlnet"]}
         train = self.training and not task.frozen_statistics and "batch_stats" in variables
         out: Any = module.apply(variables, control, train, mutable=["batch_stats"] if train else False)
