@@ -203,6 +203,12 @@ def rows_mesh(size: Any) -> AbstractMesh | None:
     return mesh if count > 1 and isinstance(size, int) and size % count == 0 else None
 
 
+def one_device() -> bool:
+    """Whether what is traced is for one device alone: there is no mesh, or a mesh of one."""
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
 def divides_rows_and_kernels() -> bool:
     """Whether the mesh divides both the rows of maps and the channels of kernels."""
     mesh: Any = jax.sharding.get_abstract_mesh()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from ultrapixel_jax.models.convolutions import depthwise
 from ultrapixel_jax.models.embeddings import fourier_features, sinusoidal
 from ultrapixel_jax.models.layers import pixel_shuffle, pixel_unshuffle
 from ultrapixel_jax.models.resize import resize_bilinear, resize_nearest
+from ultrapixel_jax.target import traced_for
 
 SIDES = st.integers(1, 40)
 
@@ -247,3 +249,95 @@ def test_residual_branches_start_the_smaller_the_more_there_are():
         block = ResBlock(32, out_scale=level.out_scale)
         kernel = block.init(jax.random.key(0), jnp.zeros((1, 1, 1, 32)))["params"]["contract"]["kernel"]
         np.testing.assert_allclose(np.std(kernel), math.sqrt(2 / (32 + 4 * 32)) / 4, rtol=0.05)
+
+
+def in_torch(dtype: torch.dtype, x: torch.Tensor, p: dict[str, torch.Tensor]) -> Any:
+    """A ResBlock of channels last, all of it in `dtype`."""
+    functional = torch.nn.functional
+    x, p = x.to(dtype), {name: v.to(dtype) for name, v in p.items()}
+    kernel = p["depthwise/kernel"].permute(2, 0, 1)[:, None]
+    y = functional.conv2d(x.permute(0, 3, 1, 2), kernel, p["depthwise/bias"], padding=1, groups=x.shape[-1])
+    y = functional.layer_norm(y.permute(0, 2, 3, 1), (x.shape[-1],), eps=1e-6)
+    y = functional.gelu(functional.linear(y, p["expand/kernel"].T, p["expand/bias"]))
+    norm = torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True)
+    y = p["grn/gamma"] * (y * (norm / (norm.mean(-1, keepdim=True) + 1e-6))) + p["grn/beta"] + y
+    return x + functional.linear(y, p["contract/kernel"].T, p["contract/bias"])
+
+
+def resblock_weights(channels: int) -> dict[str, np.ndarray]:
+    shapes = {
+        "depthwise/kernel": (3, 3, channels), "depthwise/bias": (channels,),
+        "expand/kernel": (channels, 4 * channels), "expand/bias": (4 * channels,),
+        "grn/gamma": (4 * channels,), "grn/beta": (4 * channels,),
+        "contract/kernel": (4 * channels, channels), "contract/bias": (channels,),
+    }  # fmt: skip
+    return {
+        name: normal(*shape, seed=seed) / math.sqrt(shape[0] if len(shape) == 2 else 3)
+        for seed, (name, shape) in enumerate(shapes.items(), 1)
+    }
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for path, value in flat.items():
+        module, name = path.split("/")
+        out.setdefault(module, {})[name] = value
+    return {"params": out}
+
+
+def test_the_resblock_of_gpus_forward_and_gradient(monkeypatch):
+    """More pixels than channels, so that the norm enters the second kernel; against torch in float64."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x, weights, cotangent = normal(2, 16, 9, 32), resblock_weights(32), normal(2, 16, 9, 32, seed=20)
+    given = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (x, *weights.values())]
+    expected = in_torch(torch.float64, given[0], dict(zip(weights, given[1:], strict=True)))
+    expected.backward(torch.from_numpy(cotangent).double())
+
+    def ours(x, weights) -> Any:
+        return ResBlock(32).apply(nested(weights), x)
+
+    def both(x, weights):
+        again, pull = jax.vjp(ours, x, weights)
+        return ours(x, weights), again, pull(jnp.asarray(cotangent))
+
+    # A program that is not differentiated takes another path than one that is.
+    found, again, grads = jax.jit(both)(x, weights)
+    assert relative_error(found, expected.detach().numpy()) < 1e-6 and relative_error(again, found) < 1e-6
+    for a, b in zip((grads[0], *(grads[1][name] for name in weights)), given, strict=True):
+        assert b.grad is not None and relative_error(a, b.grad.numpy()) < 1e-5
+
+    half = [jnp.asarray(v, jnp.bfloat16) for v in (x, *weights.values())]
+    found = jax.jit(ours)(half[0], dict(zip(weights, half[1:], strict=True)))
+    tensors = [torch.tensor(np.asarray(v, np.float32), dtype=torch.float64) for v in half]
+    rounded = dict(zip(weights, tensors[1:], strict=True))
+    exact = in_torch(torch.float64, tensors[0], rounded)
+    in_theirs = in_torch(torch.bfloat16, tensors[0], rounded).double()
+    error, theirs = (np.linalg.norm(np.asarray(y, np.float64) - exact.numpy()) for y in (found, in_theirs))
+    assert found.dtype == jnp.bfloat16 and 0 < error <= theirs
+
+
+def test_what_gpus_multiply():
+    """Products leave in their own dtype; a kernel for each sample is made where it is smaller than the map,
+    and never with gradients.
+    """
+    shapes = {name: jax.ShapeDtypeStruct(v.shape, jnp.bfloat16) for name, v in resblock_weights(16).items()}
+
+    def ours(x, weights) -> Any:
+        return ResBlock(16).apply(nested(weights), x)
+
+    def dots(side: int, function=ours, platform: str = "cuda") -> list[str]:
+        x = jax.ShapeDtypeStruct((2, side, 5, 16), jnp.bfloat16)
+        with traced_for(platform):
+            text = jax.jit(function).trace(x, shapes).lower(lowering_platforms=(platform,)).as_text()
+        # Between the taps and the norm, which XLA shall not compile as one kernel.
+        assert ("optimization_barrier" in text) == (platform == "cuda")
+        return [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+
+    def per_sample(lines: list[str]) -> list[str]:
+        return [line for line in lines if "tensor<2x64x16xbf16>" in line]
+
+    assert [line.endswith("xbf16>") for line in dots(5)] == [True, True]
+    assert len(per_sample(dots(5))) == 1 and not per_sample(dots(3))
+    assert [line.endswith("xf32>") for line in dots(5, platform="cpu")] == [True, True]
+    gradient = jax.grad(lambda x, w: ours(x, w).astype(jnp.float32).sum(), (0, 1))
+    assert len(dots(5, gradient)) == 5 and not per_sample(dots(5, gradient))

@@ -16,6 +16,8 @@ TEST_SHARDING, TEST_ROWS = "tests/test_sharding.py", "tests/models/test_rows.py"
 FORMULA = f"{TEST_STAGE_C}::test_prepared_guidance_equals_the_formula_written_out"
 GUIDED = f"{TEST_STAGE_C}::test_guided_pass"
 GRN = f"{TEST_BLOCKS}::test_global_response_norm_formula"
+ON_GPUS = f"{TEST_BLOCKS}::test_the_resblock_of_gpus_forward_and_gradient"
+GPU_PRODUCTS = f"{TEST_BLOCKS}::test_what_gpus_multiply"
 OWN_ATTENTION = f"{TEST_BLOCKS}::test_attention_forward_and_gradient"
 FOURIER = f"{TEST_BLOCKS}::test_fourier_features_by_the_specification"
 TIME = f"{TEST_BLOCKS}::test_time_embedding_rounds_where_the_reference_does"
@@ -25,13 +27,28 @@ MUTANTS = (
     Mutant(
         "GRN: mean of squares",
         BLOCKS,
-        "jnp.square(x32).sum((1, 2)",
-        "jnp.square(x32).mean((1, 2)",
+        "jnp.square(x.astype(jnp.float32)).sum((1, 2)",
+        "jnp.square(x.astype(jnp.float32)).mean((1, 2)",
         (TEST_NORMS,),
     ),
     Mutant("GRN: without its input", BLOCKS, "* relative + 1.0", "* relative", (GRN,)),
     Mutant("GRN: relative to the largest", BLOCKS, "norm.mean(-1", "norm.max(-1", (GRN,)),
-    Mutant("GRN: beta multiplies", BLOCKS, "x32 * factor + per", "x32 * factor * per", (GRN,)),
+    Mutant("GRN: beta multiplies", LAYERS, "[:, None, None] + per", "[:, None, None] * per", (GRN,)),
+    Mutant("GRN in the kernel: beta", LAYERS, "kernel32).sum(0)", "kernel32).mean(0)", (ON_GPUS,)),
+    Mutant(
+        "GRN in the kernel of a small map",
+        LAYERS,
+        "x.shape[1:-1]) > features",
+        "x.shape[1:-1]) < features",
+        (GPU_PRODUCTS,),
+    ),
+    Mutant(
+        "products of GPUs",
+        LAYERS,
+        'dtype if platform() == "gpu"',
+        'dtype if platform() == "tpu"',
+        (GPU_PRODUCTS,),
+    ),
     Mutant("T: scale without its 1", BLOCKS, "* (1.0 + a) + b", "* a + b", (FORMULA,)),
     Mutant(
         "skip before the norm's output",
@@ -71,8 +88,8 @@ MUTANTS = (
     Mutant(
         "dropout: none",
         BLOCKS,
-        "dropout(y, self.dropout, keys)",
-        "dropout(y, 0.0, keys)",
+        "dropout(grn(y), self.dropout, keys)",
+        "dropout(grn(y), 0.0, keys)",
         ("tests/models/test_dropout.py",),
     ),
     Mutant(

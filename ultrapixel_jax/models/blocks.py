@@ -17,9 +17,19 @@ from ultrapixel_jax.config import LevelConfig
 from ultrapixel_jax.models.attention import attention
 from ultrapixel_jax.models.convolutions import DepthwiseConv
 from ultrapixel_jax.models.dropout import dropout, keys_for
-from ultrapixel_jax.models.layers import Dtype, Linear, gelu, layer_norm, mirrored, parameter, per_channel
+from ultrapixel_jax.models.layers import (
+    Dtype,
+    Linear,
+    gelu,
+    layer_norm,
+    mirrored,
+    parameter,
+    per_channel,
+    scale_channels,
+)
 from ultrapixel_jax.models.resize import resize_bilinear
 from ultrapixel_jax.sharding import constrain
+from ultrapixel_jax.target import platform
 
 KeysValues = tuple[Float[Array, "... _t _k _d"], Float[Array, "... _t _k _d"]]
 """Keys and values of the conditioning tokens, (batch, tokens, heads, width), for one attention block."""
@@ -32,17 +42,21 @@ class GlobalResponseNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """`gamma·(x·n) + beta + x`, statistics in float32 over the whole map, sharded or not."""
+    def affine(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, " c"]]:
+        """(factor, shift) that `x` is to be scaled and moved by; statistics in float32 over the whole map,
+        sharded or not.
+        """
         gamma = parameter(self, "gamma", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
         beta = parameter(self, "beta", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
-        x32 = x.astype(jnp.float32)
-        squares = jnp.square(x32).sum((1, 2), keepdims=True)
+        squares = jnp.square(x.astype(jnp.float32)).sum((1, 2))
         # A channel can be zero everywhere, where the root has no gradient; 0, as in torch, and not 0·∞.
         norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
         relative = norm / (norm.mean(-1, keepdims=True) + 1e-6)
-        factor = per_channel(gamma, 4) * relative + 1.0
-        return (x32 * factor + per_channel(beta, 4)).astype(x.dtype)
+        return per_channel(gamma, 2) * relative + 1.0, beta
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """`gamma·(x·n) + beta + x`."""
+        return scale_channels(x, *self.affine(x))
 
 
 class ResBlock(nn.Module):
@@ -62,16 +76,23 @@ class ResBlock(nn.Module):
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
         """Add the block's change to `x`; with dropout where there are `keys`."""
-        y = layer_norm(DepthwiseConv(param_dtype=self.param_dtype, name="depthwise")(x))
+        y = DepthwiseConv(param_dtype=self.param_dtype, name="depthwise")(x)
+        if platform() == "gpu":
+            # As one kernel with the norm, the nine taps take XLA over a minute to compile, and read a copy of
+            # the map that has a border.
+            y = jax.lax.optimization_barrier(y)
+        y = layer_norm(y)
         if skip is not None:
             y = jnp.concatenate([y, skip], axis=-1)
         init = mirrored(nn.initializers.xavier_uniform(), axis=1)
         y = Linear(4 * self.channels, kernel_init=init, param_dtype=self.param_dtype, name="expand")(y)
-        y = GlobalResponseNorm(param_dtype=self.param_dtype, name="grn")(gelu(y))
-        y = dropout(y, self.dropout, keys)
+        y = gelu(y)
+        grn = GlobalResponseNorm(param_dtype=self.param_dtype, name="grn")
         init = mirrored(nn.initializers.variance_scaling(self.out_scale**2, "fan_avg", "uniform"), axis=0)
-        y = Linear(self.channels, kernel_init=init, param_dtype=self.param_dtype, name="contract")(y)
-        return x + y
+        contract = Linear(self.channels, kernel_init=init, param_dtype=self.param_dtype, name="contract")
+        if keys is None or not self.dropout:
+            return x + contract(y, grn.affine(y))
+        return x + contract(dropout(grn(y), self.dropout, keys))
 
 
 class TimestepBlock(nn.Module):

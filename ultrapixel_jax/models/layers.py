@@ -9,6 +9,7 @@ embeddings are computed in float32, whatever the dtype of the weights.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models.int8 import Int8
+from ultrapixel_jax.sharding import one_device
+from ultrapixel_jax.target import platform
 
 Dtype = Any
 NARROW = 64
@@ -27,7 +31,7 @@ NARROW = 64
 
 def parameter(
     module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], dtype: Dtype
-) -> Array:
+) -> Any:
     """`module.param(name, init, shape, dtype)`, sooner where there is a value.
 
     Flax traces the initialiser to check a value's shape: 0.16 of the 0.56 s of tracing the demo's stage C.
@@ -52,8 +56,9 @@ class Linear(nn.Module):
     """`x @ kernel + bias` over the last axis: linear layers and 1×1 convolutions.
 
     The product accumulates in float32 (on CPUs also 2.5 times faster in bfloat16 than without) and is
-    rounded once, to the dtype of `x`. Where the variables hold `down` and `up` for the layer in a collection
-    `lora`, their low-rank change is added before that (`models.lora.branches`).
+    rounded once, to the dtype of `x`; on GPUs before the bias is added, too. Where the variables hold `down`
+    and `up` for the layer in a collection `lora`, their low-rank change is added before that
+    (`models.lora.branches`).
     """
 
     features: int
@@ -63,16 +68,22 @@ class Linear(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b f"]:
-        """Map the last axis to `features`."""
+    def __call__(
+        self, x: Float[Array, "*b c"], affine: tuple[Float[Array, "b c"], Float[Array, " c"]] | None = None
+    ) -> Float[Array, "*b f"]:
+        """Map the last axis to `features`, of `x·factor + shift` where `affine` has these two."""
         kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         bias = None
         if self.use_bias:
             bias = parameter(self, "bias", self.bias_init, (self.features,), self.param_dtype)
+        if isinstance(kernel, Int8):
+            kernel = kernel.kernel_for(x)
         change = None
         if self.has_variable("lora", "down"):
             change = (self.get_variable("lora", "down"), self.get_variable("lora", "up"))
-        return apply_linear(x, kernel, bias, change)
+        if affine is not None and change is None and enters_kernels(x, self.features):
+            return apply_after_affine(x, *affine, kernel, bias)
+        return apply_linear(x if affine is None else scale_channels(x, *affine), kernel, bias, change)
 
 
 def mirrored(init: nn.initializers.Initializer, axis: int) -> nn.initializers.Initializer:
@@ -97,7 +108,7 @@ def apply_linear(
     change: tuple[Float[Array, "r c"], Float[Array, "f r"]] | None = None,
 ) -> Float[Array, "*b f"]:
     """`x @ kernel + bias`, accumulated in float32, in the dtype of `x`; `change` is that of `low_rank`."""
-    y = product(x, kernel.astype(x.dtype))
+    y = product(x, kernel.astype(x.dtype), leaves_as(x.dtype))
     if change is not None:
         y = y + low_rank(x, *change)
     if bias is not None:
@@ -116,37 +127,108 @@ def low_rank(
     return product(inner, up.T.astype(x.dtype)) * (1 / down.shape[0])
 
 
-@jax.custom_vjp
-def product(x: Float[Array, "*b c"], kernel: Float[Array, "c f"]) -> Float[Array, "*b f"]:
-    """`x @ kernel` of two arrays of one dtype, accumulated and returned in float32.
+def leaves_as(dtype: Dtype) -> Dtype:
+    """The dtype in which a product of `dtype` is written: on GPUs its own, rounded once behind the sums.
+
+    There float32 would be written to memory and read again, twice the bytes, before a bias is added.
+    """
+    return dtype if platform() == "gpu" else jnp.float32
+
+
+def product(
+    x: Float[Array, "*b c"], kernel: Float[Array, "c f"], leaves: Dtype = jnp.float32
+) -> Float[Array, "*b f"]:
+    """`x @ kernel` of two arrays of one dtype, accumulated in float32, and returned in it or in `leaves`.
 
     Its gradient is a pair of such products: the cotangent is rounded to the dtype of `x` first. JAX's own
     gradient would multiply float32 by bfloat16, at the rate of float32: a quarter of the speed on CPUs.
     """
-    return dot(x, kernel, x.ndim - 1, 0)
+    y: Any = _product(x, kernel, leaves)
+    return y
 
 
-def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return product(x, kernel), (x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: Array, kernel: Array, leaves: Dtype) -> Array:
+    return dot(x, kernel, x.ndim - 1, 0, leaves)
 
 
-def _product_backward(saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _product_forward(x: Array, kernel: Array, leaves: Dtype) -> tuple[Array, tuple[Array, Array]]:
+    return dot(x, kernel, x.ndim - 1, 0, leaves), (x, kernel)
+
+
+def _product_backward(leaves: Dtype, saved: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     x, kernel = saved
     cotangent = cotangent.astype(x.dtype)
     return (
-        dot(cotangent, kernel, cotangent.ndim - 1, 1).astype(x.dtype),
+        dot(cotangent, kernel, cotangent.ndim - 1, 1, leaves).astype(x.dtype),
         dot_of_rows(x, cotangent).astype(kernel.dtype),
     )
 
 
-product.defvjp(_product_forward, _product_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 
-def dot(a: Array, b: Array, axes_a: int | tuple[int, ...], axes_b: int | tuple[int, ...]) -> Array:
-    """Product of `a` and `b`, summed over the given axes, in float32."""
+def dot(
+    a: Array,
+    b: Array,
+    axes_a: int | tuple[int, ...],
+    axes_b: int | tuple[int, ...],
+    leaves: Dtype = jnp.float32,
+) -> Array:
+    """Product of `a` and `b`, summed over the given axes in float32, and returned in it or in `leaves`."""
     over_a = (axes_a,) if isinstance(axes_a, int) else axes_a
     over_b = (axes_b,) if isinstance(axes_b, int) else axes_b
-    return jax.lax.dot_general(a, b, ((over_a, over_b), ((), ())), preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a, b, ((over_a, over_b), ((), ())), preferred_element_type=leaves)
+
+
+def scale_channels(
+    x: Float[Array, "b h w c"], factor: Float[Array, "b c"], shift: Float[Array, " c"]
+) -> Float[Array, "b h w c"]:
+    """`x·factor + shift`, a factor for each sample and channel; in float32 and rounded once."""
+    return (x.astype(jnp.float32) * factor[:, None, None] + per_channel(shift, 4)).astype(x.dtype)
+
+
+def enters_kernels(x: Array, features: int) -> bool:
+    """Whether a factor of each channel of `x` moves fewer bytes in a kernel for each sample than in `x`.
+
+    On GPUs, for maps of more pixels than `features`. Elsewhere batched products are slow, or the factor is
+    fused with them.
+    """
+    if platform() != "gpu" or not one_device() or not all(isinstance(side, int) for side in x.shape):
+        return False
+    return math.prod(x.shape[1:-1]) > features
+
+
+@jax.custom_vjp
+def apply_after_affine(
+    x: Float[Array, "b h w c"],
+    factor: Float[Array, "b c"],
+    shift: Float[Array, " c"],
+    kernel: Float[Array, "c f"],
+    bias: Float[Array, " f"] | None,
+) -> Float[Array, "b h w f"]:
+    """`(x·factor + shift) @ kernel + bias`, where the map is read by the product alone.
+
+    The factor enters a kernel for each sample, and the shift the bias. Where there are gradients it is the
+    plain formula: those of such kernels would take as much memory as the kernels of all samples.
+    """
+    kernel32 = kernel.astype(jnp.float32)
+    kernels = (factor[:, :, None] * kernel32[None]).astype(x.dtype)
+    axes = (((3,), (1,)), ((0,), (0,)))
+    y = jax.lax.dot_general(x, kernels, axes, preferred_element_type=leaves_as(x.dtype))
+    constant = (shift.astype(jnp.float32)[:, None] * kernel32).sum(0)
+    if bias is not None:
+        constant = constant + bias.astype(jnp.float32)
+    return (y + per_channel(constant, 4)).astype(x.dtype)
+
+
+def _plain_after_affine(x: Array, factor: Array, shift: Array, kernel: Array, bias: Array | None) -> Array:
+    return apply_linear(scale_channels(x, factor, shift), kernel, bias)
+
+
+apply_after_affine.defvjp(
+    lambda *args: jax.vjp(_plain_after_affine, *args), lambda pull, cotangent: pull(cotangent)
+)
 
 
 def dot_of_rows(x: Float[Array, "*b c"], y: Float[Array, "*b f"]) -> Float[Array, "c f"]:
