@@ -78,6 +78,7 @@ def run(options: Options) -> int:
         model = UltraPixel.load(
             options.checkpoint, config=config, dtype=options.dtype, mesh=options.mesh,
             preview=options.preview, ema=options.ema, cache=cache or False, controlnets=options.controlnets,
+            int8=options.int8, offload=options.offload, cfg_in_turn=options.cfg_in_turn,
         )  # fmt: skip
     batch_size = model.device_batch(options.batch_size or 1)
     drawn_with: dict[str, Any] = {
@@ -174,6 +175,7 @@ def as_recorded(options: Options, made_by: Any) -> Options:
         tile=made_by.tile,
         decode_memory=made_by.decode_memory,
         preview=made_by.preview,
+        int8=made_by.weights == "int8",
     )
 
 

@@ -6,6 +6,7 @@
 One picture: stage C's two passes with guidance as one program, and stage B's steps as another. Works for
 meshes of N devices on any machine, by that flag. The weights are arguments; `mesh.rows` divides the maps
 alone, `fsdp` and `tensor` divide these. On GPUs and TPUs, whose attention is another, temporaries differ.
+--int8 and --cfg-in-turn are those of sample.py; what --offload needs is the larger of the two stages.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from ultrapixel_jax.commands import MESH, one_of
 from ultrapixel_jax.sizes import Bucket, parse_size
 
 
-def programs(config: Any, bucket: Bucket, mesh: Any) -> dict[str, Any]:
+def programs(
+    config: Any, bucket: Bucket, mesh: Any, *, int8: bool = False, cfg_in_turn: bool = False
+) -> dict[str, Any]:
     """Lowered programs by stage, of abstract weights and inputs in bfloat16."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
     from ultrapixel_jax.diffusion import two_branch
-    from ultrapixel_jax.diffusion.sampler import make_table, run_steps
+    from ultrapixel_jax.diffusion.sampler import begin, in_turn, make_table, run_steps
     from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
     from ultrapixel_jax.models import components
     from ultrapixel_jax.models.guidance import Guidance
+    from ultrapixel_jax.models.int8 import NETWORKS, quantised
     from ultrapixel_jax.models.stage_b import StageB
     from ultrapixel_jax.models.stage_c import StageC
     from ultrapixel_jax.training.state import variables_shardings
@@ -42,6 +46,9 @@ def programs(config: Any, bucket: Bucket, mesh: Any) -> dict[str, Any]:
 
     def weights(part: str) -> Any:
         abstract = components.abstract(part, getattr(config, part), half)
+        if int8 and part in NETWORKS:
+            small = jax.eval_shape(quantised, abstract)
+            return jax.tree.map(lambda x: spec(*x.shape, dtype=x.dtype), small)
         places = variables_shardings(abstract, mesh)
         return jax.tree.map(
             lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), abstract, places
@@ -56,7 +63,7 @@ def programs(config: Any, bucket: Bucket, mesh: Any) -> dict[str, Any]:
     stage_c, guidance, stage_b = StageC(c, half), Guidance(config.guidance, half), StageB(b, half)
 
     def sample(vc, vg, prompts, x_lr, x_hr, scale, table, steps, capture):
-        model = StageCModel(stage_c, vc, guidance, vg, half)
+        model = StageCModel(stage_c, vc, guidance, vg, half, cfg_in_turn)
         return two_branch.sample(
             model, prompts, x_lr, x_hr, scale, table, steps, capture, lambda i: x_lr, lambda i: x_hr
         )
@@ -64,11 +71,15 @@ def programs(config: Any, bucket: Bucket, mesh: Any) -> dict[str, Any]:
     def refine(v, x, pooled, effnet, table, steps):
         conditioning = stage_b.apply(v, pooled, effnet, bucket.stage_b, method="condition")
 
+        def network(x: Any, r: Any, conditioning: Any) -> Any:
+            return stage_b.apply(v, x.astype(half), r, conditioning)
+
         def denoise(x: Any, r: Any, i: Any, carry: Any) -> tuple[Any, Any]:
             del i
-            return stage_b.apply(v, x.astype(half), r, conditioning), carry
+            given = (x, r, conditioning)
+            return in_turn(network, *given) if cfg_in_turn else network(*given), carry
 
-        return run_steps(denoise, x, (), table, 0, steps, lambda i: x)[0]
+        return run_steps(denoise, begin(x), (), table, 0, steps, lambda i: x)[0]
 
     def table(settings: Any) -> Any:
         return jax.tree.map(lambda v: spec(*v.shape), make_table(settings))
@@ -96,6 +107,8 @@ def parser() -> commands.Parser:
              metavar="HEIGHTxWIDTH")  # fmt: skip
     p.option("--mesh", MESH, "devices", shown="one")
     p.option("--stage", one_of("CB"), "one alone", shown="both")
+    p.flag("--int8", "kernels in eight bits; for one device")
+    p.flag("--cfg-in-turn", "the halves of guidance one after the other")
     return p
 
 
@@ -113,7 +126,9 @@ def run(argv: list[str]) -> None:
     print("| picture | mesh | stage | weights, GB | temporaries, GB |\n|---|---|---|---|---|")
     name = ", ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1) or "one device"
     for size in o.sizes:
-        for stage, lowered in programs(config, Bucket.of(*size), mesh).items():
+        for stage, lowered in programs(
+            config, Bucket.of(*size), mesh, int8=o.int8, cfg_in_turn=o.cfg_in_turn
+        ).items():
             if o.stage in (None, stage):
                 options = compiler_options("bfloat16", wide_maps=stage == "B")
                 compiled = lowered.compile(options)

@@ -41,7 +41,7 @@ def cases(dtype: Any) -> Iterator[tuple[str, Callable[[], tuple[Any, Any]]]]:
         StageAConfig,
     )
     from ultrapixel_jax.diffusion import two_branch
-    from ultrapixel_jax.diffusion.sampler import make_table
+    from ultrapixel_jax.diffusion.sampler import begin, make_table
     from ultrapixel_jax.diffusion.two_branch import Prompts
     from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
     from ultrapixel_jax.models.guidance import Guidance
@@ -93,14 +93,15 @@ def cases(dtype: Any) -> Iterator[tuple[str, Callable[[], tuple[Any, Any]]]]:
         @jax.jit
         def run(lr: Any, hr: Any) -> Any:
             c, size = model.condition(prompts), (hr.shape[1], hr.shape[2])
-            empty = two_branch.empty_features(model, lr)
-            _, features = two_branch.lr_steps(
-                model, lr, empty, c, table_, steps - 1, 0, steps, lambda i: fresh["lr"][i]
+            empty = two_branch.Carried(two_branch.empty_features(model, lr))
+            _, carried = two_branch.lr_steps(
+                model, begin(lr), empty, c, table_, steps - 1, 0, steps, lambda i: fresh["lr"][i]
             )
-            prepared, scale = model.prepare(features, size), recorded_models.scale_inputs(size)
-            return two_branch.hr_steps(
-                model, hr, c, prepared, scale, table_, 0, steps, lambda i: fresh["hr"][i]
+            prepared, scale = model.prepare(carried.features, size), recorded_models.scale_inputs(size)
+            state, _ = two_branch.hr_steps(
+                model, begin(hr), c, prepared, scale, table_, 0, steps, lambda i: fresh["hr"][i]
             )
+            return state.x
 
         found = run(recorded.nhwc("in.init_lr"), recorded.nhwc("in.init_hr"))
         return found, recorded.nhwc(f"out.x.{steps - 1}")

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ultrapixel_jax.config import CascadeConfig
 from ultrapixel_jax.diffusion import two_branch
-from ultrapixel_jax.diffusion.sampler import make_table, noise, run_steps
+from ultrapixel_jax.diffusion.sampler import begin, make_table, noise, run_steps
 from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
 from ultrapixel_jax.models import components
 from ultrapixel_jax.models.guidance import Guidance
@@ -170,8 +170,9 @@ def sampling(
         return lambda i: noise(keys, i + 1, x.shape[1:])
 
     def low(v, x, features, conditioning, keys, table, capture, first, last):
+        carried = two_branch.Carried(features)
         return two_branch.lr_steps(
-            model(v), x, features, conditioning, table, capture, first, last, fresh(keys, x)
+            model(v), begin(x), carried, conditioning, table, capture, first, last, fresh(keys, x)
         )
 
     def prepare(v, features):
@@ -179,7 +180,7 @@ def sampling(
 
     def high(v, x, conditioning, prepared, scale, keys, table, first, last):
         return two_branch.hr_steps(
-            model(v), x, conditioning, prepared, scale, table, first, last, fresh(keys, x)
+            model(v), begin(x), conditioning, prepared, scale, table, first, last, fresh(keys, x)
         )
 
     def refine(v, x, conditioning, keys, table, first, last):
@@ -187,7 +188,7 @@ def sampling(
             del i
             return stage_b.apply(v["stage_b"], x.astype(dtype), r, conditioning), carry
 
-        return run_steps(denoise, x, (), table, first, last, fresh(keys, x))[0]
+        return run_steps(denoise, begin(x), (), table, first, last, fresh(keys, x))[0]
 
     def decode(v, z):
         return stage_a.apply(v["stage_a"], z, method="decode")

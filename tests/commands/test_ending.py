@@ -120,6 +120,7 @@ COMMANDS = (
     "ultrapixel_jax.demo.measure.card", "ultrapixel_jax.demo.measure.evaluate",
     "ultrapixel_jax.demo.measure.validate", "ultrapixel_jax.web.__main__",
     "ultrapixel_jax.demo.measure.control", "ultrapixel_jax.demo.measure.grid",
+    "ultrapixel_jax.demo.measure.steps",
     "ultrapixel_jax.demo.measure.subject", "ultrapixel_jax.demo.world.subject",
     "benchmarks.sampling", "benchmarks.topologies",
     "benchmarks.layers", "benchmarks.start_up", "benchmarks.training", "benchmarks.data", "benchmarks.memory",

@@ -16,7 +16,7 @@ from tests.recordings import load, nhwc, relative_error
 from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.diffusion import two_branch
-from ultrapixel_jax.diffusion.sampler import guidance_step, guide, make_table, step
+from ultrapixel_jax.diffusion.sampler import begin, guidance_step, guide, make_table, step
 from ultrapixel_jax.diffusion.two_branch import Prompts
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.stage_c import StageC
@@ -61,24 +61,25 @@ def test_recording(run):
     def low(x):
         c = model.condition(prompts)
         return two_branch.lr_steps(
-            model, x, two_branch.empty_features(model, x), c, table, STEPS - 1, 0, STEPS,
-            lambda i: fresh["lr"][i],
+            model, begin(x), two_branch.Carried(two_branch.empty_features(model, x)), c, table, STEPS - 1, 0,
+            STEPS, lambda i: fresh["lr"][i],
         )  # fmt: skip
 
-    x_lr, features = low(starts["lr"])
-    assert relative_error(x_lr, recorded.nhwc("out.x_lr")) < TOLERANCE
+    lr, carried = low(starts["lr"])
+    features = carried.features
+    assert relative_error(lr.x, recorded.nhwc("out.x_lr")) < TOLERANCE
 
     @compiled
     def high(x, features, start, stop):
         prepared = model.prepare(features, size)
         return two_branch.hr_steps(
             model, x, model.condition(prompts), prepared, scale, table, start, stop, lambda i: fresh["hr"][i]
-        )
+        )[0]
 
-    x = starts["hr"]
+    x = begin(starts["hr"])
     for i in range(STEPS):
         before, x = x, high(x, features, i, i + 1)
-        assert relative_error(x, recorded.nhwc(f"out.x.{i}")) < TOLERANCE, i
+        assert relative_error(x.x, recorded.nhwc(f"out.x.{i}")) < TOLERANCE, i
     assert high._cache_size() == 1
 
     @compiled
@@ -87,9 +88,10 @@ def test_recording(run):
         r = jnp.full((2,), table.r[STEPS - 1])
         out = model.denoise(jnp.concatenate([x, x]), r, model.condition(prompts), prepared, scale)
         epsilon = guide(out.epsilon, table.cfg, table.rescale)
-        return step(x, epsilon, table, jnp.int32(STEPS - 1), jnp.zeros_like(x))[1]
+        return step(begin(x), epsilon, table, jnp.int32(STEPS - 1), jnp.zeros_like(x)).x0
 
-    assert relative_error(last_x0(before, features), recorded.nhwc("out.x0_last")) < TOLERANCE
+    assert relative_error(last_x0(before.x, features), recorded.nhwc("out.x0_last")) < TOLERANCE
+    assert relative_error(x.x0, recorded.nhwc("out.x0_last")) < TOLERANCE
 
 
 def test_whole_sampler_and_the_synchronized_one(run):
@@ -123,7 +125,7 @@ def test_whole_sampler_and_the_synchronized_one(run):
         twice = {place: jnp.concatenate([g, g]) for place, g in prepared.items()}
         guided = model.denoise(jnp.concatenate([hr, hr]), r, conditioning, twice, scale)
         return [
-            step(x, guide(epsilon, table.cfg, table.rescale), table, i, fresh[k][i])[0]
+            step(begin(x), guide(epsilon, table.cfg, table.rescale), table, i, fresh[k][i]).x
             for k, x, epsilon in (("lr", lr, out.epsilon), ("hr", hr, guided.epsilon))
         ]
 
@@ -158,16 +160,17 @@ def test_the_hr_pass_has_its_own_weight():
         conditioning = model.condition(prompts)
         prepared = model.prepare(features, x.shape[1:3]) if features else {}
         return two_branch.hr_steps(
-            model, x, conditioning, prepared, scale, weights, 0, steps, lambda i: fresh["hr"][i]
-        )
+            model, begin(x), conditioning, prepared, scale, weights, 0, steps, lambda i: fresh["hr"][i]
+        )[0].x
 
     @compiled
     def both(prompts, cfg, cfg_hr):
         weights = table._replace(cfg=jnp.float32(cfg), cfg_hr=jnp.float32(cfg_hr))
-        return two_branch.synchronized_steps(
-            synchronized, starts["lr"], starts["hr"], synchronized.condition(prompts), scale, weights,
-            0, steps, lambda i: fresh["lr"][i], lambda i: fresh["hr"][i],
+        lr, hr = two_branch.synchronized_steps(
+            synchronized, begin(starts["lr"]), begin(starts["hr"]), synchronized.condition(prompts), scale,
+            (weights, weights), 0, steps, lambda i: fresh["lr"][i], lambda i: fresh["hr"][i],
         )  # fmt: skip
+        return lr.x, hr.x
 
     other = jax.tree.map(lambda x: x.at[1].set(-x[1] + 0.1), prompts)  # another negative prompt
     features = two_branch.empty_features(model, starts["lr"])
@@ -179,9 +182,9 @@ def test_the_hr_pass_has_its_own_weight():
     def without(x, prompts, features):
         conditioning = model.condition(jax.tree.map(lambda v: v[:1], prompts))
         return two_branch.hr_steps(
-            model, x, conditioning, model.prepare(features, x.shape[1:3]), scale, table, 0, steps,
+            model, begin(x), conditioning, model.prepare(features, x.shape[1:3]), scale, table, 0, steps,
             lambda i: fresh["hr"][i], unconditional=False,
-        )  # fmt: skip
+        )[0].x  # fmt: skip
 
     assert relative_error(without(x, prompts, features), high(x, prompts, features, 4, 1)) < TOLERANCE
     assert relative_error(high(x, prompts, features, 1, 4), high(x, prompts, features, 7, 4)) < TOLERANCE

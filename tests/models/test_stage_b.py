@@ -27,7 +27,18 @@ def test_recording(recorded, key, x):
     def run(x, r, clip, effnet):
         size = (x.shape[1], x.shape[2])
         c = module.apply(variables, clip, effnet, size, pixels, method="condition")
-        return module.apply(variables, x, r, c)
+        return module.apply(variables, x, r, c, method="step")
 
-    found = run(nhwc(t[f"in.x.{x}"]), t["in.r"], t["in.clip"][:, 0], nhwc(t["in.effnet"]))
+    inputs = nhwc(t[f"in.x.{x}"]), t["in.r"], t["in.clip"][:, 0], nhwc(t["in.effnet"])
+    found, deep = run(*inputs)
     assert relative_error(found, nhwc(t[key])) < 1e-4
+    assert deep.shape[1:] == module.config.inner(*inputs[0].shape[1:3])
+    if key == "out.2":  # the inner levels of this very pass, and others
+
+        @jax.jit
+        def again(x, r, clip, effnet, deep):
+            c = module.apply(variables, clip, effnet, x.shape[1:3], method="condition")
+            return module.apply(variables, x, r, c, deep=deep, method="step")[0]
+
+        assert relative_error(again(*inputs, deep), found) < 1e-4
+        assert relative_error(again(*inputs, 0 * deep), found) > 0.01

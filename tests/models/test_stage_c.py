@@ -19,7 +19,7 @@ from ultrapixel_jax.checkpoints.named_weights import tensor
 from ultrapixel_jax.checkpoints.weights import consistent
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig, LoraConfig
 from ultrapixel_jax.diffusion import two_branch
-from ultrapixel_jax.diffusion.sampler import make_table
+from ultrapixel_jax.diffusion.sampler import begin, make_table
 from ultrapixel_jax.layouts.lora.read import read_file
 from ultrapixel_jax.models import components, lora
 from ultrapixel_jax.models.embeddings import sinusoidal
@@ -50,6 +50,20 @@ def plain(recorded):
 
 def test_plain_pass(recorded, plain):
     assert relative_error(plain.epsilon, recorded.nhwc("out.plain")) < TOLERANCE
+
+
+def test_inner_levels_that_are_reused_give_the_same_pass(recorded, plain):
+    """ControlNets' maps keep their ResBlocks: those of inner levels, not numbers here, are left out."""
+    outer, inner = recorded.model.stage_c.config.levels
+    slots = range(outer.down_blocks, outer.down_blocks + inner.down_blocks + inner.up_blocks)
+    maps = {slot: jnp.full_like(plain.deep, jnp.nan) for slot in slots}
+    run = jax.jit(lambda x, r, c, deep: recorded.model.denoise(x, r, c, controls=maps, deep=deep))
+    inputs = (recorded.nhwc("in.x_lr"), recorded.tensors["in.r"], conditioning(recorded))
+    found = run(*inputs, plain.deep)
+    assert relative_error(found.epsilon, plain.epsilon) < TOLERANCE
+    assert set(found.features) == {"down_0", "up_1"}
+    np.testing.assert_array_equal(found.deep, plain.deep)
+    assert relative_error(run(*inputs, 0 * plain.deep).epsilon, plain.epsilon) > 0.01
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -112,9 +126,12 @@ def test_controlnet_maps():
 
     @jax.jit
     def step(i, controls):
-        features = two_branch.empty_features(recorded.model, x)
+        carried = two_branch.Carried(two_branch.empty_features(recorded.model, x))
         fresh, steering = lambda _: jnp.zeros_like(x), two_branch.Steering(controls)
-        after, _ = two_branch.lr_steps(recorded.model, x, features, c, table, 0, i, i + 1, fresh, steering)
+        state, _ = two_branch.lr_steps(
+            recorded.model, begin(x), carried, c, table, 0, i, i + 1, fresh, steering
+        )
+        after = state.x
         a, b, a1, d = table.a[i], table.b[i], table.a_next[i], table.direction[i]
         return (after - a1 / a * x) / (d - a1 * b / a)
 

@@ -70,6 +70,18 @@ MUTANTS = (
         "ddof=0",
         equivalent="a ratio of two deviations over as many values: the correction cancels, but for the 1e-9",
     ),
+    Mutant("momentum of another ratio", SAMPLER, "2 * before", "before", (TEST_SAMPLER,)),
+    Mutant(
+        "momentum in the last step",
+        SAMPLER,
+        "h[:-2], slice(1, -1)",
+        "h[:-1], slice(1, None)",
+        (TEST_SAMPLER,),
+    ),
+    Mutant(
+        "x₀ of two steps before", SAMPLER, "(x0 - before), x0)", "(x0 - before), before)", (TEST_SAMPLER,)
+    ),
+    Mutant("guided from the start", SAMPLER, "(False, True, False)", "(True, True, False)", (TEST_SAMPLER,)),
     Mutant("guidance from t = 0", SAMPLER, "start)[:-1] -", "start)[1:] -", (TEST_SAMPLER,)),
     Mutant("passes share their noise", SAMPLER, "fold_in(k, stream)", "fold_in(k, 0)", (TEST_SAMPLER,)),
     Mutant("seeds of 64 bits cut", SAMPLER, "(int(s) >> 32) & 0xFFFFFFFF", "0", (TEST_SAMPLER,)),
@@ -98,8 +110,8 @@ MUTANTS = (
     Mutant(
         "captured from the unconditional half",
         BRANCHES,
-        "[: x.shape[0] // 2].astype",
-        "[x.shape[0] // 2 :].astype",
+        "out.features[place][:b].astype",
+        "out.features[place][-b:].astype",
         (f"{TEST_BRANCHES}::test_recording",),
     ),
     Mutant(
@@ -119,8 +131,8 @@ MUTANTS = (
     Mutant(
         "synchronized: guidance of the first step",
         BRANCHES,
-        "table, i, i, i + 1",
-        "table, 0, i, i + 1",
+        "of_lr, i, i, i + 1",
+        "of_lr, 0, i, i + 1",
         (f"{TEST_BRANCHES}::test_whole_sampler_and_the_synchronized_one",),
     ),
 )

@@ -15,13 +15,13 @@ from tests.sampling.test_sample import FakeCascade, fake
 from ultrapixel_jax import Canny
 from ultrapixel_jax.checkpoints import weights
 from ultrapixel_jax.checkpoints.sources import Sources
-from ultrapixel_jax.config import COMPONENTS, CascadeConfig, DiffusionConfig
+from ultrapixel_jax.config import COMPONENTS, HR_FIELDS, CascadeConfig, DiffusionConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import components
 from ultrapixel_jax.models.lora import Lora, NewToken
 from ultrapixel_jax.sampling import options
 from ultrapixel_jax.sampling.arguments import conditions
-from ultrapixel_jax.sampling.effects import OF_ENTRIES, RULES, Situation, without_effect
+from ultrapixel_jax.sampling.effects import COMPILED, OF_ENTRIES, RULES, Situation, without_effect
 from ultrapixel_jax.sampling.requests import SETTINGS, SETTINGS_B, Entry, Request
 
 __all__ = ["fake"]
@@ -30,7 +30,8 @@ ALWAYS = {
     "help", "prompt", "prompts", "size", "height", "width", "reproduce", "checkpoint", "config", "dtype",
     "preview", "quiet", "batch_size", "mesh", "process_index", "process_count", "distributed", "coordinator",
     "cache_dir", "no_cache", "lora", "token", "control", "control_map", "image_prompt", "inpaint",
-    "cfg", "cfg_b", "steps", "shift", "sampler", "eta", "schedule",
+    "cfg", "cfg_b", "steps", "shift", "sampler", "eta", "schedule", "reuse",
+    "int8", "offload",
 }  # fmt: skip
 """Options that always have an effect, as long as something is drawn with stage C."""
 
@@ -55,13 +56,20 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("decode_memory", {"preview": True}, {}),
     ("decode_memory", {"given": {"decode_memory", "tile"}}, {}),
     *((name, {"preview": True}, {}) for name in SETTINGS_B),
-    ("cfg_hr", {"guided": False}, {}),
-    ("cfg_rescale", ONE, {"requests": (request({"cfg": 1.0, "cfg_hr": 2.0}), request())}),
-    ("cfg_rescale_b", ONE, {"requests": (request({"cfg": 1.0}),)}),
+    *((name, {"guided": False}, {}) for name in HR_FIELDS),
+    *(
+        (name, ONE, {"requests": (request({"cfg": 1.0, "cfg_hr": 2.0}), request())})
+        for name in ("cfg_rescale", "cfg_from", "cfg_until", "cfg_from_hr", "cfg_until_hr")
+    ),
+    *(
+        (name, ONE, {"requests": (request({"cfg": 1.0}),)})
+        for name in ("cfg_rescale_b", "cfg_from_b", "cfg_until_b")
+    ),
     ("negative_prompt", ONE, {"requests": (request({"cfg": 1.0}),)}),
+    ("cfg_in_turn", ONE, {"requests": (request({"cfg": 1.0}),)}),
     ("negative_prompt", {"requests": (request({"cfg": 1.0}),), "preview": True}, {}),
     *((name, {"compile_only": True}, {}) for name in ("output", "save_latents", "seed", "num_images")),
-    *((name, {"compile_only": True}, {}) for name in sorted({*SETTINGS, *SETTINGS_B} - {"cfg", "cfg_hr"})),
+    *((name, {"compile_only": True}, {}) for name in sorted({*SETTINGS, *SETTINGS_B} - COMPILED)),
     *((name, steered(), CANNY) for name in OF_CONTROLS),
     ("control_pass", {"guided": False, **CANNY}, CANNY),
     ("canny_thresholds", READY, CANNY),

@@ -93,6 +93,21 @@ def test_the_web_ui_reads_the_parameters(negative):
     ]  # fmt: skip
 
 
+def test_sampling_of_before_is_written_as_before():
+    """What was not there is left out where it is the default, so that pictures of then are found again."""
+    plain = pictures.describe(REQUEST, RUN)
+    names = {"steps", "cfg", "cfg_hr", "shift", "sampler", "eta", "schedule", "cfg_rescale"}
+    assert plain["format"] == 1 and set(plain["stage_c"]) == set(plain["stage_b"]) == names
+    newer = DiffusionConfig(sampler_hr="dpmpp_2m", steps_hr=8, cfg_until=0.75)
+    request = dataclasses.replace(REQUEST, stage_c=newer, stage_b=DiffusionConfig(reuse=2))
+    found = json.loads(json.dumps(pictures.describe(request, RUN)))
+    assert found["format"] == 3 and set(found["stage_c"]) == names | {"sampler_hr", "steps_hr", "cfg_until"}
+    assert pictures.recorded(found)[0] == dataclasses.replace(request, name=None)
+    assert "HR Sampler: dpmpp_2m" in Picture.of(IMAGE, found).info["parameters"]
+    other = dataclasses.replace(REQUEST, stage_b=DiffusionConfig(sampler="dpmpp_2m_sde"))
+    assert pictures.describe(other, RUN)["format"] == 3
+
+
 @pytest.mark.parametrize("at", [0, 5, 40, 300, 5000, -1, -6, -12])
 def test_a_truncated_picture_is_refused_and_not_done(tmp_path, at):
     path = pictures.save(tmp_path, "x", IMAGE, META).path
@@ -124,10 +139,10 @@ def test_what_is_no_picture_of_ours_is_refused(tmp_path):
     Image.fromarray(IMAGE).save(tmp_path / "plain.png")
     with_text(tmp_path / "json.png", "{")
     with_text(tmp_path / "list.png", "[]")
-    with_text(tmp_path / "newer.png", json.dumps(META | {"format": 3}))
+    with_text(tmp_path / "newer.png", json.dumps(META | {"format": 4}))
     for name, message in [
         ("none", "does not exist"), ("text", "not a PNG"), ("jpeg", "not a PNG"), ("plain", "no ultrapixel"),
-        ("json", "damaged"), ("list", "damaged"), ("newer", "format 3, newer than 2"),
+        ("json", "damaged"), ("list", "damaged"), ("newer", "format 4, newer than 3"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=message):
             pictures.read_metadata(tmp_path / f"{name}.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +13,11 @@ from configs.tiny import config as tiny
 from tests.recordings import relative_error
 from ultrapixel_jax.config import DiffusionConfig, LevelConfig
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sampling.pipeline import Cascade
+from ultrapixel_jax.models import int8
+from ultrapixel_jax.sampling.arguments import conditions
+from ultrapixel_jax.sampling.pipeline import Cascade, Memory
 from ultrapixel_jax.sampling.requests import Request
+from ultrapixel_jax.sampling.stages.base import Variants
 from ultrapixel_jax.sharding import make_mesh
 
 LEVELS = (LevelConfig(64, 4, down_blocks=1, up_blocks=1), LevelConfig(64, 4, down_blocks=1, up_blocks=1))
@@ -95,6 +99,53 @@ def test_only_a_new_bucket_compiles(cascade, alone):
     assert cascade.compilations > before
 
 
+def operations(programs: Variants, **static: bool) -> float:
+    (compiled,) = programs(**static)._compiled.values()
+    return compiled.cost_analysis()["flops"]
+
+
+def test_steps_outside_the_interval_of_guidance_run_half_the_batch(cascade, alone):
+    """And so do all where the weight is 1, in every pass, by the same programs."""
+
+    def latents(**changes: Any) -> dict[str, np.ndarray]:
+        stages = {"stage_c": STAGE_C, "stage_b": dataclasses.replace(STAGE_B, steps=2)}
+        for stage, own in changes.items():
+            stages[stage] = dataclasses.replace(stages[stage], **own)
+        return make(cascade, dataclasses.replace(A, **stages))[0].latents
+
+    before = cascade.compilations
+    late = {"cfg": 40.0, "cfg_from": 0.5, "cfg_from_hr": 0.0, "cfg_hr": 4.0}
+    found = latents(stage_c=late, stage_b={"cfg": 30.0, "cfg_until": 0.5})
+    assert cascade.compilations == before + 2  # of the LR pass and of stage B
+    one = latents(stage_c={"cfg": 1.0, "cfg_hr": 4.0}, stage_b={"cfg": 1.0})
+    near = latents(stage_c={"cfg": 1 + 1e-6, "cfg_hr": 4.0}, stage_b={"cfg": 1 + 1e-6})
+    assert cascade.compilations == before + 2
+    plain = latents(stage_c={"cfg": 40.0, "cfg_hr": 4.0}, stage_b={"cfg": 30.0})
+    for name in LATENTS:
+        assert relative_error(one[name], near[name]) < 1e-3
+    assert min(relative_error(found[LATENTS[0]], other[LATENTS[0]]) for other in (one, plain)) > 5e-5
+    for programs in (cascade.stage_c._low, cascade.stage_b._steps):
+        whole, half = (operations(programs, unconditional=both) for both in (True, False))
+        assert 0.4 < half / whole < 0.6
+
+
+def test_inner_levels_are_reused_between_steps(cascade, alone):
+    def latents(steps: int, reuse: int) -> dict[str, np.ndarray]:
+        own = dataclasses.replace(STAGE_C, steps=steps, reuse=reuse)
+        of_b = dataclasses.replace(STAGE_B, steps=steps, reuse=reuse)
+        return make(cascade, dataclasses.replace(A, stage_c=own, stage_b=of_b))[0].latents
+
+    first, second, third = latents(1, 2), latents(2, 2), latents(3, 3)
+    before = cascade.compilations
+    plain = [latents(steps, 1) for steps in (1, 2, 3)]
+    for name in LATENTS:
+        assert relative_error(first[name], plain[0][name]) < 1e-4
+        # The LR pass gives guidance from its last step, whose inner levels are computed.
+        assert (relative_error(second[name], plain[1][name]) > 1e-4) == (name != "stage_c_low")
+        assert relative_error(third[name], plain[2][name]) > 1e-4
+    assert cascade.compilations == before
+
+
 def test_a_weight_of_1_in_the_hr_pass_leaves_out_its_unconditional_half(cascade):
     def latent(cfg_hr: float, *requests: Request) -> np.ndarray:
         settings = dataclasses.replace(A.stage_c, cfg_hr=cfg_hr)
@@ -106,6 +157,26 @@ def test_a_weight_of_1_in_the_hr_pass_leaves_out_its_unconditional_half(cascade)
     assert relative_error(latent(1.0, A, B), expected) < 1e-3
     assert cascade.compilations == before + 1
     assert relative_error(latent(1.0, A), expected) < 1e-3
+
+
+def test_less_memory_draws_nearly_the_same_picture(alone, monkeypatch, tmp_path):
+    """Kernels in eight bits, stages that wait on the host, and guidance's halves one after the other."""
+    monkeypatch.setattr(int8, "SMALLEST", 48)
+    mesh = make_mesh({"data": 8})
+    with pytest.raises(UserError, match="leave out the mesh"):
+        Cascade.load(None, config=config, mesh=mesh, memory=Memory(offload=True))
+    model = Cascade.load(None, config=config, memory=Memory(int8=True, offload=True, cfg_in_turn=True))
+    kernels = [x for x in jax.tree.leaves(model.stage_c.variables) if x.dtype == np.int8]
+    assert len(kernels) > 30 and sum(x.nbytes for x in kernels) > 4e5
+    found = make(model, A)[0]
+    for name in LATENTS:
+        assert 1e-5 < relative_error(found.latents[name], alone.latents[name]) < 0.1
+    for stage in model.stages:
+        assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(stage.variables))
+    (tmp_path / "a.safetensors").touch()
+    steered = conditions({"lora": tmp_path / "a.safetensors"})
+    with pytest.raises(UserError, match="a LoRA cannot be added to weights in int8"):
+        make(model, dataclasses.replace(A, conditions=steered))
 
 
 def test_without_guidance_and_with_the_ablations(cascade, alone):

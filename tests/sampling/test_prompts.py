@@ -49,7 +49,10 @@ BAD_LINES = [
     (b'{"prompt": "a", "cfg": NaN}', "cfg 'nan' is not a finite number"),
     (b'{"prompt": "a", "cfg": "4"}', "cfg must be a number, not '4'"),
     (b'{"prompt": "a", "eta_b": 2}', "eta_b '2' must be at least 0 and at most 1"),
-    (b'{"prompt": "a", "sampler": "euler"}', "sampler 'euler' is not known; use ddpm, ddim"),
+    (
+        b'{"prompt": "a", "sampler": "euler"}',
+        "sampler 'euler' is not known; use ddpm, ddim, dpmpp_2m, dpmpp",
+    ),
     (b'{"prompt": "a", "num_images": 0}', "num_images 0 is outside"),
     (b'{"seed": 1}', "'prompt' is missing"),
     (b'{"prompt": "a", "prompt": "b"}', "given twice"),
@@ -153,7 +156,9 @@ def test_every_key_is_read_from_text_and_from_numbers(tmp_path: Path) -> None:
         "prompt": "a", "negative_prompt": "b", "seed": 3, "height": 512, "width": 640, "name": "n",
         "num_images": 2, "steps": 5, "cfg": 1.5, "cfg_hr": 1, "shift": 2.0, "sampler": "ddim", "eta": 0.5,
         "schedule": "edm", "cfg_rescale": 0.0, "steps_b": 4, "cfg_b": 1.25, "shift_b": 0.5,
-        "sampler_b": "ddpm", "eta_b": 1, "schedule_b": "sqrt", "cfg_rescale_b": 0.25,
+        "sampler_b": "ddpm", "eta_b": 1, "schedule_b": "sqrt", "cfg_rescale_b": 0.25, "steps_hr": 7,
+        "sampler_hr": "dpmpp_2m", "cfg_from": 0.25, "cfg_until": 0.75, "cfg_from_hr": 0.5, "cfg_until_hr": 1,
+        "reuse": 2, "reuse_hr": 3, "cfg_from_b": 0.0, "cfg_until_b": 0.5, "reuse_b": 4,
     }  # fmt: skip
     assert {*values} == {*KEYS} - {"size", *condition_keys.KEYS}
     (tmp_path / "a.json").write_text(json.dumps([values]))
@@ -161,7 +166,7 @@ def test_every_key_is_read_from_text_and_from_numbers(tmp_path: Path) -> None:
     (one,), (other,) = read_prompts(tmp_path / "a.json"), read_prompts(tmp_path / "a.csv")
     assert one == other
     assert {**one.settings} == {k: v for k, v in values.items() if k in one.settings}
-    assert len(one.settings) == 15
+    assert len(one.settings) == 26
 
 
 def test_parti_prompts(tmp_path: Path) -> None:

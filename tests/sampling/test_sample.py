@@ -16,7 +16,7 @@ from tests.commands.test_ending import STREAMS
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling import pictures, ultrapixel
-from ultrapixel_jax.sampling.pipeline import Cascade
+from ultrapixel_jax.sampling.pipeline import AMPLE, Cascade
 from ultrapixel_jax.sampling.progress import Progress
 from ultrapixel_jax.sizes import Bucket
 
@@ -50,11 +50,12 @@ class FakeCascade(Cascade):
         ema=True,
         executables=None,
         controlnets=(),
+        memory=AMPLE,
     ):
         cls.executables = executables
         cls.calls.append(("load", checkpoint, dtype, mesh, preview))
         model = cls(config or CascadeConfig(sampling_c=DiffusionConfig(steps=11)), preview)
-        model.mesh, model.dtype = mesh, dtype or "float32"
+        model.mesh, model.dtype, model.memory = mesh, dtype or "float32", memory
         return model
 
     def __init__(self, config, preview):

@@ -7,12 +7,14 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.web.conftest import Client
+from ultrapixel_jax.config import SamplerName
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.web import asks
 from ultrapixel_jax.web.options import parse_arguments
@@ -41,7 +43,8 @@ def test_what_the_model_is_and_what_a_size_means(web: Client) -> None:
     status, model = web.get("/api/model")
     assert status == 200 and (model["name"], model["guided"]) == ("the fake", True)
     assert model["defaults"]["steps"] == 4
-    assert model["choices"]["sampler"] == ["ddpm", "ddim"] and "cfg_hr_b" not in model["defaults"]
+    assert model["choices"]["sampler"] == [*get_args(SamplerName)]
+    assert "cfg_hr_b" not in model["defaults"] and {"sampler_hr", "reuse_b"} <= {*model["defaults"]}
     planned = web.get("/api/plan?height=2048&width=3072")[1]
     assert (planned["lr"], planned["doubt"]) == ([20, 30], "")
     for query, words in (

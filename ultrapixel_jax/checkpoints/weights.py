@@ -19,8 +19,9 @@ from ultrapixel_jax.config import CascadeConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.models import components, lora
+from ultrapixel_jax.models.int8 import NETWORKS, quantised
 from ultrapixel_jax.models.lora import NewToken
-from ultrapixel_jax.sharding import parameter_sharding
+from ultrapixel_jax.sharding import make_mesh, parameter_sharding
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo"
 """The checkpoint that comes with the package: the demo cascade (docs/demo.md)."""
@@ -59,6 +60,8 @@ def load_weights(
     mesh: jax.sharding.Mesh | None,
     preview: bool,
     ema: bool = True,
+    int8: bool = False,
+    on_host: bool = False,
 ) -> Weights:
     """Load what sampling needs, straight onto the devices.
 
@@ -70,16 +73,42 @@ def load_weights(
         mesh: devices to spread over.
         preview: the previewer instead of stages B and A.
         ema: of a training run, the moving average of its parameters.
+        int8: kernels of `models.int8.NETWORKS` in eight bits.
+        on_host: leave them in the host's memory.
 
     Raises:
         UserError: a component is missing, damaged, or of another size than `config` says.
     """
+    if int8 or on_host:  # the device need not have room for all of it
+        near = make_mesh({}, [_host()])
+        with jax.default_device(_host()):
+            whole = load_weights(checkpoint, config, dtype=dtype, mesh=near, preview=preview, ema=ema)
+            small = {name: quantised(whole.variables[name]) for name in NETWORKS if name in whole.variables}
+        variables = whole.variables | (small if int8 else {})
+        variables = (
+            jax.device_get(variables) if on_host else jax.device_put(variables, jax.local_devices()[0])
+        )
+        return dataclasses.replace(whole, variables=variables)
     wanted = ["clip_text", "stage_c", "guidance", *(["previewer"] if preview else ["stage_b", "stage_a"])]
     if checkpoint is None and config is not None:
         return untrained(config, wanted, dtype, mesh)
     checkpoint = checkpoint or DEMO
     sources = Sources([checkpoint], ema=ema, traced=True)
     return from_sources(sources, config, wanted, what=f"sampling from {checkpoint}", dtype=dtype, mesh=mesh)
+
+
+def _host() -> Any:
+    """The processor as a device of jax's.
+
+    Raises:
+        UserError: jax was told to do without.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise UserError(
+            "weights are prepared on the host: add cpu to JAX_PLATFORMS, or leave it out"
+        ) from error
 
 
 def from_sources(

@@ -6,6 +6,7 @@ and bad arguments answer at once.
 
 from ultrapixel_jax.config.cascade import (
     COMPONENTS,
+    HR_FIELDS,
     MAX_STEPS,
     CascadeConfig,
     DiffusionConfig,
@@ -43,6 +44,7 @@ from ultrapixel_jax.config.reading import (
 __all__ = [
     "COMPONENTS",
     "DTYPES",
+    "HR_FIELDS",
     "MAX_STEPS",
     "MESH_AXES",
     "CascadeConfig",

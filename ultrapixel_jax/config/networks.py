@@ -70,6 +70,16 @@ class StageCConfig:
     switch_level: bool = False
     """Halve the map between level 0 and 1 (bilinear); false in every released model."""
 
+    @property
+    def outer(self) -> int:
+        """How many levels, from the outside, run where the inner ones are reused; 0 where it has but one."""
+        return len(self.levels) // 2
+
+    def inner(self, height: int, width: int) -> tuple[int, int, int]:
+        """Height, width and channels of what the inner levels give, for latents of this size."""
+        factor = self.patch_size * (2**self.outer if self.switch_level else 1)
+        return height // factor, width // factor, self.levels[self.outer].channels
+
 
 @dataclasses.dataclass(frozen=True)
 class StageBConfig:
@@ -96,6 +106,16 @@ class StageBConfig:
     """Channels of the stage C latent that conditions it."""
     timestep_conditions: tuple[str, ...] = ("sca",)
     """Conditions besides the noise level."""
+
+    @property
+    def outer(self) -> int:
+        """How many levels, from the outside, run where the inner ones are reused; 0 where it has but one."""
+        return len(self.levels) // 2
+
+    def inner(self, height: int, width: int) -> tuple[int, int, int]:
+        """Height, width and channels of what the inner levels give, for latents of this size."""
+        factor = self.patch_size * 2**self.outer
+        return height // factor, width // factor, self.levels[self.outer].channels
 
 
 @dataclasses.dataclass(frozen=True)

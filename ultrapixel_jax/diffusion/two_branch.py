@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ultrapixel_jax.diffusion.sampler import Table, run_steps
+from ultrapixel_jax.diffusion.sampler import State, Table, as_arrays, begin, in_turn, run_steps
 from ultrapixel_jax.models.embeddings import sinusoidal
 from ultrapixel_jax.models.guidance import Guidance
 from ultrapixel_jax.models.resize import Size
@@ -103,6 +103,19 @@ class Steering(NamedTuple):
 NOT_STEERED = Steering()
 
 
+class Carried(NamedTuple):
+    """What the LR pass carries from step to step beside its state."""
+
+    features: Features
+    """For the HR pass's guidance."""
+    deep: Float[Array, "b h w c"] | None = None
+    """What stage C's inner levels gave; None where every step computes them."""
+
+    def after(self, features: Features, deep: Float[Array, "b h w c"]) -> Carried:
+        """The same after a whole step."""
+        return Carried(features, None if self.deep is None else deep.astype(self.deep.dtype))
+
+
 class StageCModel(NamedTuple):
     """Stage C with its guidance networks, and the variables of both."""
 
@@ -112,6 +125,8 @@ class StageCModel(NamedTuple):
     guidance_variables: Any = None
     dtype: Any = jnp.float32
     """Compute dtype of the networks; the sampler's own state is float32."""
+    in_turn: bool = False
+    """Whether the halves of a guided batch run one after the other."""
 
     def condition(self, prompts: Prompts) -> Conditioning:
         """Keys and values of the conditioning."""
@@ -133,9 +148,20 @@ class StageCModel(NamedTuple):
         conditioning: Conditioning,
         prepared: Features | None = None,
         scale: ScaleInputs | None = None,
-        **kwargs: Any,
+        *,
+        copies: int = 1,
+        **batched: Any,
     ) -> StageCOutput:
-        """One pass of stage C, guided where `prepared` (for as many images as x) is given."""
+        """One pass of stage C, guided where `prepared` (for as many images as x) is given.
+
+        `copies` are the halves of the batch, and `batched` further arguments of stage C.
+        """
+        if self.in_turn and copies > 1:
+
+            def half(x: Any, r: Any, conditioning: Any, prepared: Any, batched: Any) -> StageCOutput:
+                return self._replace(in_turn=False).denoise(x, r, conditioning, prepared, scale, **batched)
+
+            return in_turn(half, x, r, conditioning, prepared, batched)
         fuse: Fuse | None = None
         if self.guidance is not None and prepared and scale is not None:
             apply = functools.partial(self.guidance.apply, self.guidance_variables, method="fuse")
@@ -148,7 +174,7 @@ class StageCModel(NamedTuple):
             fuse = fuse_at
 
         return self.stage_c.apply(  # pyright: ignore
-            self.variables, x.astype(self.dtype), r, conditioning, fuse=fuse, **kwargs
+            self.variables, x.astype(self.dtype), r, conditioning, fuse=fuse, **batched
         )
 
 
@@ -161,10 +187,16 @@ def empty_features(model: StageCModel, x: Float[Array, "b h w c"]) -> Features:
     return {place: jnp.zeros((b, h, w, c), model.dtype) for place, c in by_place.items()}
 
 
+def empty_deep(model: StageCModel, x: Float[Array, "b h w c"], copies: int) -> Float[Array, "b2 h2 w2 c2"]:
+    """Zeros in the place of what stage C's inner levels will give for `copies` halves of the batch x."""
+    h, w, channels = model.stage_c.config.inner(x.shape[1], x.shape[2])
+    return jnp.zeros((copies * x.shape[0], h, w, channels), model.dtype)
+
+
 def lr_steps(
     model: StageCModel,
-    x: Float[Array, "b h w c"],
-    features: Features,
+    state: State,
+    carried: Carried,
     conditioning: Conditioning,
     table: Table,
     capture: Int[Array, ""] | int,
@@ -172,24 +204,47 @@ def lr_steps(
     stop: Int[Array, ""] | int,
     fresh: Fresh,
     steering: Steering = NOT_STEERED,
-) -> tuple[Float[Array, "b h w c"], Features]:
-    """Steps of the LR pass; `features` become those of the conditional half at step `capture`."""
+    *,
+    unconditional: bool = True,
+) -> tuple[State, Carried]:
+    """Steps of the LR pass; the features in `carried` become those of the conditional half at step `capture`.
 
-    def denoise(x: Array, r: Array, i: Array, kept: Features) -> tuple[Array, Features]:
-        out = model.denoise(x, r, conditioning, controls=steering.maps(i, copies=2))
+    That step's inner levels have to be computed anew (`capturing`).
+    """
 
-        def captured() -> Features:
-            return {place: out.features[place][: x.shape[0] // 2].astype(kept[place].dtype) for place in kept}
+    def denoise(x: Array, r: Array, i: Array, carried: Carried) -> tuple[Array, Carried]:
+        copies = 2 if unconditional else 1
+        controls, b = steering.maps(i, copies), x.shape[0] // copies
 
-        # A branch, since on a mesh half of a batch lies on half of the devices: other steps move nothing.
-        return out.epsilon, jax.lax.cond(i == capture, captured, lambda: kept)
+        def whole(carried: Carried) -> tuple[Array, Carried]:
+            kept = carried.features
+            out = model.denoise(x, r, conditioning, controls=controls, copies=copies)
 
-    return run_steps(denoise, x, features, table, start, stop, fresh, before=steering.before(table))
+            def captured() -> Features:
+                return {place: out.features[place][:b].astype(kept[place].dtype) for place in kept}
+
+            # A branch, since on a mesh half of a batch lies on half of the devices: other steps move nothing.
+            features = jax.lax.cond(i == capture, captured, lambda: kept)
+            return out.epsilon, carried.after(features, out.deep)
+
+        def outer(carried: Carried) -> tuple[Array, Carried]:
+            out = model.denoise(x, r, conditioning, controls=controls, copies=copies, deep=carried.deep)
+            return out.epsilon, carried
+
+        return (
+            whole(carried) if carried.deep is None else jax.lax.cond(table.anew[i] > 0, whole, outer, carried)
+        )
+
+    table = as_arrays(table)
+    return run_steps(
+        denoise, state, carried, table, start, stop, fresh,
+        unconditional=unconditional, before=steering.before(table),
+    )  # fmt: skip
 
 
 def hr_steps(
     model: StageCModel,
-    x: Float[Array, "b H W c"],
+    state: State,
     conditioning: Conditioning,
     prepared: Features,
     scale: ScaleInputs,
@@ -199,55 +254,83 @@ def hr_steps(
     fresh: Fresh,
     steering: Steering = NOT_STEERED,
     *,
+    deep: Float[Array, "b2 h2 w2 c2"] | None = None,
     unconditional: bool = True,
-) -> Float[Array, "b H W c"]:
+) -> tuple[State, Float[Array, "b2 h2 w2 c2"] | None]:
     """Steps of the HR pass, with `prepared` guidance for both halves; without any it is a pass of its own.
 
     Where the weight is 1, `unconditional=False` gives the same in half the time, with the `conditioning` of
-    the conditional half alone.
+    the conditional half alone. What the inner levels gave is carried where `deep` is there.
     """
     if prepared:
         table = table._replace(cfg=table.cfg_hr)
     if unconditional:
         prepared = {place: jnp.concatenate([g, g]) for place, g in prepared.items()}
+    table = as_arrays(table)
 
-    def denoise(x: Array, r: Array, i: Array, carry: tuple[()]) -> tuple[Array, tuple[()]]:
-        controls = steering.maps(i, copies=2 if unconditional else 1)
-        return model.denoise(x, r, conditioning, prepared, scale, controls=controls).epsilon, carry
+    def denoise(x: Array, r: Array, i: Array, deep: Any) -> tuple[Array, Any]:
+        copies = 2 if unconditional else 1
+        given: dict[str, Any] = {"controls": steering.maps(i, copies), "copies": copies}
+
+        def whole(deep: Any) -> tuple[Array, Any]:
+            out = model.denoise(x, r, conditioning, prepared, scale, **given)
+            return out.epsilon, None if deep is None else out.deep.astype(deep.dtype)
+
+        def outer(deep: Any) -> tuple[Array, Any]:
+            return model.denoise(x, r, conditioning, prepared, scale, **given, deep=deep).epsilon, deep
+
+        return whole(deep) if deep is None else jax.lax.cond(table.anew[i] > 0, whole, outer, deep)
 
     return run_steps(
-        denoise, x, (), table, start, stop, fresh, unconditional=unconditional, before=steering.before(table)
-    )[0]
+        denoise, state, deep, table, start, stop, fresh,
+        unconditional=unconditional, before=steering.before(table),
+    )  # fmt: skip
 
 
 def synchronized_steps(
     model: StageCModel,
-    x_lr: Float[Array, "b h w c"],
-    x_hr: Float[Array, "b H W c"],
+    lr: State,
+    hr: State,
     conditioning: Conditioning,
     scale: ScaleInputs,
-    table: Table,
+    tables: tuple[Table, Table],
     start: Int[Array, ""] | int,
     stop: Int[Array, ""] | int,
     fresh_lr: Fresh,
     fresh_hr: Fresh,
     steering_lr: Steering = NOT_STEERED,
     steering_hr: Steering = NOT_STEERED,
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b H W c"]]:
-    """Both passes side by side, each HR step guided by the LR step of the same t (paper table 2)."""
-    size = (x_hr.shape[1], x_hr.shape[2])
+    *,
+    unconditional: tuple[bool, bool] = (True, True),
+) -> tuple[State, State]:
+    """Both passes side by side, each HR step guided by the LR step of the same t (paper table 2).
 
-    def denoise(x: Array, r: Array, i: Array, x_lr: Array) -> tuple[Array, Array]:
-        kept = empty_features(model, x_lr)
-        x_lr, features = lr_steps(model, x_lr, kept, conditioning, table, i, i, i + 1, fresh_lr, steering_lr)
-        prepared = model.prepare(features, size)
-        both = {place: jnp.concatenate([g, g]) for place, g in prepared.items()}
-        controls = steering_hr.maps(i, copies=2)
-        return model.denoise(x, r, conditioning, both, scale, controls=controls).epsilon, x_lr
+    `tables` and `unconditional` are of both; the `conditioning` always has both halves.
+    """
+    size = (hr.x.shape[1], hr.x.shape[2])
+    halves = [
+        conditioning if u else jax.tree.map(lambda y: y[: hr.x.shape[0]], conditioning) for u in unconditional
+    ]
+    of_lr, of_hr = tables[0], tables[1]._replace(cfg=tables[1].cfg_hr)
 
-    table_hr, before = table._replace(cfg=table.cfg_hr), steering_hr.before(table)
-    x_hr, x_lr = run_steps(denoise, x_hr, x_lr, table_hr, start, stop, fresh_hr, before=before)
-    return x_lr, x_hr
+    def denoise(x: Array, r: Array, i: Array, lr: State) -> tuple[Array, State]:
+        kept = Carried(empty_features(model, lr.x))
+        lr, captured = lr_steps(
+            model, lr, kept, halves[0], of_lr, i, i, i + 1, fresh_lr, steering_lr,
+            unconditional=unconditional[0],
+        )  # fmt: skip
+        prepared = model.prepare(captured.features, size)
+        copies = 2 if unconditional[1] else 1
+        prepared = {place: jnp.concatenate([g] * copies) for place, g in prepared.items()}
+        controls = steering_hr.maps(i, copies)
+        out = model.denoise(x, r, halves[1], prepared, scale, controls=controls, copies=copies)
+        return out.epsilon, lr
+
+    hr, lr = run_steps(
+        denoise, hr, lr, of_hr, start, stop, fresh_hr,
+        unconditional=unconditional[1], before=steering_hr.before(of_hr),
+    )  # fmt: skip
+    return lr, hr
 
 
 def sample(
@@ -262,14 +345,18 @@ def sample(
     fresh_lr: Fresh,
     fresh_hr: Fresh,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b H W c"]]:
-    """Both passes whole, from initial noise to the LR and HR latents (§6, steps 1 and 2)."""
+    """Both passes whole, with both halves in every step, from initial noise to the LR and HR latents (§6)."""
     conditioning = model.condition(prompts)
+    lr, hr = begin(x_lr), begin(x_hr)
     if model.guidance is not None and model.guidance.config.timestep == "synchronized":
-        return synchronized_steps(model, x_lr, x_hr, conditioning, scale, table, 0, steps, fresh_lr, fresh_hr)
-    x_lr, features = lr_steps(
-        model, x_lr, empty_features(model, x_lr), conditioning, table, capture, 0, steps, fresh_lr
-    )
+        lr, hr = synchronized_steps(
+            model, lr, hr, conditioning, scale, (table, table), 0, steps, fresh_lr, fresh_hr
+        )
+        return lr.x, hr.x
+    carried = Carried(empty_features(model, x_lr))
+    lr, carried = lr_steps(model, lr, carried, conditioning, table, capture, 0, steps, fresh_lr)
     # Finish the LR pass before the HR pass starts: their activations need not live at the same time.
-    x_lr, features = jax.lax.optimization_barrier((x_lr, features))
+    x_lr, features = jax.lax.optimization_barrier((lr.x, carried.features))
     prepared = model.prepare(features, (x_hr.shape[1], x_hr.shape[2]))
-    return x_lr, hr_steps(model, x_hr, conditioning, prepared, scale, table, 0, steps, fresh_hr)
+    hr, _ = hr_steps(model, hr, conditioning, prepared, scale, table, 0, steps, fresh_hr)
+    return x_lr, hr.x

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.models.int8 import Int8
 from ultrapixel_jax.sharding import one_device
 from ultrapixel_jax.target import platform
 
@@ -30,7 +31,7 @@ NARROW = 64
 
 def parameter(
     module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], dtype: Dtype
-) -> Array:
+) -> Any:
     """`module.param(name, init, shape, dtype)`, sooner where there is a value.
 
     Flax traces the initialiser to check a value's shape: 0.16 of the 0.56 s of tracing the demo's stage C.
@@ -75,6 +76,8 @@ class Linear(nn.Module):
         bias = None
         if self.use_bias:
             bias = parameter(self, "bias", self.bias_init, (self.features,), self.param_dtype)
+        if isinstance(kernel, Int8):
+            kernel = kernel.kernel_for(x)
         change = None
         if self.has_variable("lora", "down"):
             change = (self.get_variable("lora", "down"), self.get_variable("lora", "up"))

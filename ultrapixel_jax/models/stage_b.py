@@ -107,19 +107,41 @@ class StageB(nn.Module):
         dropout_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b h w c"]:
         """Predict the noise in `x`, whose sides are even; with dropout where each sample has a key for it."""
+        return self.step(x, r, conditioning, conditions=conditions, dropout_keys=dropout_keys)[0]
+
+    def step(
+        self,
+        x: Float[Array, "b h w c"],
+        r: Float[Array, " b"],
+        conditioning: StageBConditioning,
+        *,
+        conditions: Mapping[str, Float[Array, " b"]] | None = None,
+        dropout_keys: Key[Array, " b"] | None = None,
+        deep: Float[Array, "b h2 w2 c2"] | None = None,
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h2 w2 c2"]]:
+        """The noise in `x`, and what the inner levels gave on the way up.
+
+        With `deep` of an earlier step, that stands for the inner levels, which are left out.
+        """
         c = self.config
         time = time_embedding(r, {n: (conditions or {}).get(n) for n in c.timestep_conditions})
         kv = conditioning.keys_values
         x = layer_norm(self.embedding(pixel_unshuffle(x, c.patch_size))) + conditioning.maps
+        kept, outer = deep, c.outer if deep is not None else len(c.levels)
         skips: list[Array] = []
-        for i, level in enumerate(self.down):
+        for i, level in enumerate(self.down[:outer]):
             x = self.downscaler[i - 1](layer_norm(x)) if i > 0 else x
             x, _ = level(x, time, kv[f"down_{i}"], dropout_keys=keys_for(dropout_keys, 2 * i))
             skips.append(x)
         for i, level in enumerate(self.up):
+            own = len(c.levels) - 1 - i
+            if own >= outer:
+                continue
+            if own == c.outer - 1:
+                kept = x = x if deep is None else deep
             x = self.upscaler[i - 1](layer_norm(x)) if i > 0 else x
             x, _ = level(
-                x, time, kv[f"up_{i}"], skip=skips[-1 - i] if i > 0 else None,
+                x, time, kv[f"up_{i}"], skip=skips[own] if i > 0 else None,
                 dropout_keys=keys_for(dropout_keys, 2 * i + 1),
             )  # fmt: skip
-        return pixel_shuffle(self.clf(layer_norm(x)), c.patch_size)
+        return pixel_shuffle(self.clf(layer_norm(x)), c.patch_size), x if kept is None else kept

@@ -35,6 +35,8 @@ class StageCOutput(NamedTuple):
     """The predicted noise."""
     features: dict[str, Float[Array, "b h w c"]]
     """The maps after the first A of every level, by place: the guidance of UltraPixel."""
+    deep: Float[Array, "b h w c"]
+    """What the inner levels gave on the way up."""
 
 
 class StageC(nn.Module):
@@ -97,6 +99,7 @@ class StageC(nn.Module):
         controls: Mapping[int, Float[Array, "b h3 w3 c3"]] | None = None,
         fuse: Fuse | None = None,
         dropout_keys: Key[Array, " b"] | None = None,
+        deep: Float[Array, "b h4 w4 c4"] | None = None,
     ) -> StageCOutput:
         """Predict the noise in `x`.
 
@@ -108,12 +111,13 @@ class StageC(nn.Module):
             controls: ControlNet maps by ResBlock, counted in order of execution, strength included.
             fuse: guidance, called at each of `PLACES`.
             dropout_keys: one for each sample; nothing is dropped without.
+            deep: of an earlier step: stands for the inner levels, which are left out with their places.
         """
         c = self.config
         given = {name: (conditions or {}).get(name) for name in c.timestep_conditions}
         time = time_embedding(r, given)
         features: dict[str, Array] = {}
-        first = 0
+        kept, first = deep, 0
 
         def run(place: str, level: Level, x: Array, skip: Array | None) -> Array:
             nonlocal first
@@ -128,21 +132,29 @@ class StageC(nn.Module):
                 features[place] = feature
             return x
 
+        outer = c.outer if deep is not None else len(c.levels)
         x = layer_norm(self.embedding(pixel_unshuffle(x, c.patch_size)))
         skips: list[Array] = []
-        for i, level in enumerate(self.down):
+        for i, level in enumerate(self.down[:outer]):
             if i > 0:
                 x = self.downscaler[i - 1](layer_norm(x))
                 if c.switch_level:
                     x = resize_bilinear(x, (x.shape[1] // 2, x.shape[2] // 2))
             x = run(f"down_{i}", level, x, None)
             skips.append(x)
+        if deep is not None:
+            first += sum(level.blocks for level in (*self.down[outer:], *self.up[:-outer]))
         for i, level in enumerate(self.up):
+            own = len(c.levels) - 1 - i
+            if own >= outer:
+                continue
+            if own == c.outer - 1:
+                kept = x = x if deep is None else deep
             if i > 0:
                 x = layer_norm(x)
                 if c.switch_level:
                     x = resize_bilinear(x, (x.shape[1] * 2, x.shape[2] * 2))
                 x = self.upscaler[i - 1](x)
-            x = run(f"up_{i}", level, x, skips[-1 - i] if i > 0 else None)
+            x = run(f"up_{i}", level, x, skips[own] if i > 0 else None)
         epsilon = pixel_shuffle(self.clf(layer_norm(x)), c.patch_size)
-        return StageCOutput(epsilon, features)
+        return StageCOutput(epsilon, features, x if kept is None else kept)

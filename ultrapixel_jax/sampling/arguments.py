@@ -41,6 +41,14 @@ class Sampling(TypedDict, total=False):
     eta: float | Sequence[float]
     schedule: ScheduleName | Sequence[ScheduleName]
     cfg_rescale: float | Sequence[float]
+    steps_hr: int | Sequence[int]
+    sampler_hr: SamplerName | Sequence[SamplerName]
+    cfg_from: float | Sequence[float]
+    cfg_until: float | Sequence[float]
+    cfg_from_hr: float | Sequence[float]
+    cfg_until_hr: float | Sequence[float]
+    reuse: int | Sequence[int]
+    reuse_hr: int | Sequence[int]
     steps_b: int | Sequence[int]
     cfg_b: float | Sequence[float]
     shift_b: float | Sequence[float]
@@ -48,6 +56,9 @@ class Sampling(TypedDict, total=False):
     eta_b: float | Sequence[float]
     schedule_b: ScheduleName | Sequence[ScheduleName]
     cfg_rescale_b: float | Sequence[float]
+    cfg_from_b: float | Sequence[float]
+    cfg_until_b: float | Sequence[float]
+    reuse_b: int | Sequence[int]
 
 
 class Steering(TypedDict, total=False):
@@ -208,10 +219,10 @@ def checked_number(name: str, value: Any) -> Any:
     Raises:
         UserError: it is of another kind.
     """
-    base = name.removesuffix("_b")
+    base = name.removesuffix("_b").removesuffix("_hr")
     if base in ("sampler", "schedule") or value is None:
         return value
-    whole = base in ("steps", "seed", "height", "width", "num_images", "batch_size", "feather")
+    whole = base in ("steps", "seed", "height", "width", "num_images", "batch_size", "feather", "reuse")
     try:
         return operator.index(value) if whole else float(value)
     except (TypeError, ValueError) as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,14 @@ class Conditioner:
     def stages(self) -> tuple[Stage, ...]:
         """All of them."""
         return self.encoder, self.image_prompt, self.control
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """With the variables of all of them on the device (`Stage.at_work`)."""
+        with contextlib.ExitStack() as stack:
+            for stage in self.stages:
+                stack.enter_context(stage.at_work())
+            yield
 
     def check(self, conditions: Conditions) -> None:
         """Load what `conditions` need, and refuse before any work what this model cannot do.

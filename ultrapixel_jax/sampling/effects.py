@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import NamedTuple
 
+from ultrapixel_jax.config import HR_FIELDS
 from ultrapixel_jax.sampling.condition_keys import KEYS
 from ultrapixel_jax.sampling.conditions import Conditions
 from ultrapixel_jax.sampling.requests import SETTINGS, SETTINGS_B, Entry, Request
@@ -34,6 +35,10 @@ class Situation:
     """Whether weights come from a training run."""
 
 
+COMPILED = {name for name in (*SETTINGS, *SETTINGS_B) if name.startswith(("cfg", "reuse"))} - {
+    "cfg_rescale", "cfg_rescale_b",
+}  # fmt: skip
+"""Settings that tell programs apart."""
 PICTURES = {"image", "upscale", "inpaint"}
 """What a picture may be drawn from."""
 
@@ -72,9 +77,13 @@ RULES = (
     Rule(
         {"decode_memory"}, lambda s: not s.preview and "tile" in s.given, "the size of tiles is given with it"
     ),
-    Rule({"cfg_hr"}, lambda s: not s.guided, "the model has no guidance, and so one pass"),
-    Rule({"cfg_rescale"}, _plain_c, "there is nothing to rescale where weights of guidance are 1"),
-    Rule({"cfg_rescale_b"}, _plain_b, "there is nothing to rescale where weights of guidance are 1"),
+    Rule({*HR_FIELDS}, lambda s: not s.guided, "the model has no guidance, and so one pass"),
+    Rule({"cfg_rescale", "cfg_from", "cfg_until", "cfg_from_hr", "cfg_until_hr"}, _plain_c,
+         "there is nothing to guide or rescale where weights of guidance are 1"),
+    Rule({"cfg_in_turn"}, lambda s: _plain_c(s) and (s.preview or _plain_b(s)),
+         "weights of guidance are 1, and so there is one half"),
+    Rule({"cfg_rescale_b", "cfg_from_b", "cfg_until_b"}, _plain_b,
+         "there is nothing to guide or rescale where weights of guidance are 1"),
     Rule(
         {"negative_prompt"},
         lambda s: _plain_c(s) and (s.preview or _plain_b(s)),
@@ -83,7 +92,7 @@ RULES = (
     Rule(
         {"control_strength", "control_from", "control_until", "canny_thresholds", "strength", "strength_hr",
          "feather", "output", "save_latents", "seed", "num_images", "negative_prompt", *SETTINGS, *SETTINGS_B}
-        - {"cfg", "cfg_hr"},
+        - COMPILED,
         lambda s: s.compile_only,
         "nothing is drawn",
     ),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ultrapixel_jax.commands import DTYPE, MESH, Parser, Reader, number, whole
-from ultrapixel_jax.config import DiffusionConfig, ScheduleName
+from ultrapixel_jax.config import HR_FIELDS, DiffusionConfig, ScheduleName
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath, bucket_errors, place
 from ultrapixel_jax.sampling.condition_keys import KEYS
@@ -21,7 +21,8 @@ from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
-     "no_cache", "no_ema", "controlnet", "quiet", "distributed", "coordinator", "patience"]
+     "no_cache", "no_ema", "controlnet", "quiet", "distributed", "coordinator", "patience", "offload",
+     "cfg_in_turn"]
 )  # fmt: skip
 """What may be given beside ``--reproduce``; the rest is the picture's."""
 
@@ -75,6 +76,12 @@ class Options:
     no_cache: bool
     ema: bool
     """Of a training run's weights, the moving average."""
+    int8: bool
+    """Whether kernels of stages C and B are in eight bits."""
+    offload: bool
+    """Whether weights wait in the host's memory while their stage has nothing to do."""
+    cfg_in_turn: bool
+    """Whether the halves of classifier-free guidance run one after the other."""
     quiet: bool
 
 
@@ -132,6 +139,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         cache_dir=values.cache_dir,
         no_cache=values.no_cache,
         ema=not values.no_ema,
+        int8=values.int8,
+        offload=values.offload,
+        cfg_in_turn=values.cfg_in_turn,
         quiet=values.quiet,
     )
 
@@ -177,14 +187,22 @@ def _parser() -> Parser:
             "cfg": ("classifier-free guidance weight", cfg),
             "cfg_hr": ("the weight in the HR pass; lower keeps very large pictures in one", "as --cfg"),
             "shift": ("shift of the noise schedule", "1"),
-            "sampler": ("how a step is taken", "ddpm"),
-            "eta": ("DDIM's eta, 0 to 1", "1 for ddpm, 0 for ddim"),
+            "sampler": ("how a step is taken; those of dpmpp need fewer", "ddpm"),
+            "eta": ("noise that steps add, 0 to 1", "1 for ddpm and dpmpp_2m_sde, else 0"),
             "schedule": (", ".join(get_args(ScheduleName)), "cosine"),
             "cfg_rescale": ("share of the guided noise that is rescaled", "0.7"),
+            "steps_hr": ("denoising steps of the HR pass", "as --steps"),
+            "sampler_hr": ("of the HR pass", "as --sampler"),
+            "cfg_from": ("where guidance by --cfg begins, 0 (noise) to 1 (picture)", "0"),
+            "cfg_until": ("where it ends; steps without it run half the batch", "1"),
+            "cfg_from_hr": ("that of the HR pass", "as --cfg-from"),
+            "cfg_until_hr": ("that of the HR pass", "as --cfg-until"),
+            "reuse": ("compute the inner levels in every Nth step alone", "1"),
+            "reuse_hr": ("that of the HR pass", "as --reuse"),
         }
         for name, (text, shown) in told.items():
-            if stage != "B" or name != "cfg_hr":
-                more = {"metavar": "NAME"} if name == "schedule" else {}
+            if stage != "B" or name not in HR_FIELDS:
+                more = {"metavar": "NAME"} if name in ("schedule", "sampler_hr") else {}
                 option = f"--{name.replace('_', '-')}{suffix}"
                 p.option(option, SETTINGS[name], text, shown=shown, **more)
     p.section("what steers it beside the prompt (docs/control.md)")
@@ -218,6 +236,9 @@ def _parser() -> Parser:
     p.option("--tile", TILE, "side of stage A's tiles in latents", shown="auto")
     p.option("--decode-memory", number(above=0), "memory that decoding may take, for --tile auto", shown="4",
              metavar="GB")  # fmt: skip
+    p.flag("--int8", "the kernels of stages C and B in eight bits: half the memory of bfloat16")
+    p.flag("--offload", "weights wait in the host's memory but for those of the stage at work")
+    p.flag("--cfg-in-turn", "the halves of classifier-free guidance one after the other: less memory")
     p.flag("--compile-only", "compile every size in the list and stop")
     p.option(
         "--process-index",

@@ -73,15 +73,26 @@ def _parameters(metadata: Mapping[str, Any]) -> str:
     settings |= {"Size": f"{metadata['width']}x{metadata['height']}"}
     settings |= {"Model hash": metadata["checkpoint"][:10], "Model": "UltraPixel", "Shift": c["shift"]}
     settings |= {"HR CFG scale": c.get("cfg_hr"), "Eta": c["eta"]}
+    for name, key in _RARE.items():
+        settings[key] = c.get(name)
     for key, name in (("Steps", "steps"), ("Sampler", "sampler"), ("CFG scale", "cfg"), ("Shift", "shift"),
                       ("Schedule type", "schedule"), ("Eta", "eta")):  # fmt: skip
         settings[f"Stage B {key}"] = b[name]
+    for name, key in _RARE.items():
+        settings[f"Stage B {key}"] = b.get(name)
     settings["Version"] = f"ultrapixel_jax {metadata.get('versions', {}).get('ultrapixel_jax', '')}".strip()
     lines = [metadata["prompt"]]
     if metadata["negative_prompt"]:
         lines.append("Negative prompt: " + metadata["negative_prompt"])
     given = (f"{key}: {_quoted(value)}" for key, value in settings.items() if value is not None)
     return "\n".join([*lines, ", ".join(given)])
+
+
+_RARE = {
+    "steps_hr": "HR Steps", "sampler_hr": "HR Sampler", "cfg_from": "CFG from", "cfg_until": "CFG until",
+    "cfg_from_hr": "HR CFG from", "cfg_until_hr": "HR CFG until", "reuse": "Reuse", "reuse_hr": "HR Reuse",
+}  # fmt: skip
+"""What is there where it is not the default."""
 
 
 def _quoted(value: Any) -> str:

@@ -32,9 +32,11 @@ from ultrapixel_jax.sampling.picture import KEY, Picture
 from ultrapixel_jax.sampling.requests import MAX_SEED, Request, check_prompt
 from ultrapixel_jax.sizes import LR_SIDE, check_size
 
-FORMAT = 2
+FORMAT = 3
 """Newest version of that object's layout. A picture gets the oldest whose readers understand it: 1, or 2 with
-conditions, which they would pass over."""
+conditions, which they would pass over, or 3 with sampling that they do not know."""
+OF_FORMAT_1 = ("steps", "cfg", "cfg_hr", "shift", "sampler", "eta", "schedule", "cfg_rescale")
+"""Fields of sampling that are always written; the others where they are not the default."""
 SAME_PICTURE = (
     "prompt", "negative_prompt", "seed", "height", "width", "preview", "stage_c", "stage_b",
     "checkpoint", "config", "dtype",
@@ -72,6 +74,8 @@ class Run:
     """Side of stage A's tiles in latents; None is automatic."""
     decode_memory: float = 4.0
     """Memory that decoding may take, in GB."""
+    weights: str | None = None
+    """`int8` where kernels are in eight bits; None, and not noted, otherwise."""
 
 
 def config_identity(config: CascadeConfig) -> str:
@@ -89,7 +93,7 @@ def describe(request: Request, run: Run, latents: str | None = None) -> dict[str
     """
     asked = {f.name: getattr(request, f.name) for f in dataclasses.fields(request)}
     del asked["name"], asked["index"], asked["conditions"]
-    asked |= {"stage_c": to_dict(request.stage_c), "stage_b": to_dict(request.stage_b)}
+    asked |= {"stage_c": sampling(request.stage_c), "stage_b": sampling(request.stage_b)}
     versions = {"ultrapixel_jax": __version__}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -97,8 +101,25 @@ def describe(request: Request, run: Run, latents: str | None = None) -> dict[str
     given = {} if latents is None else {"latents": latents}
     if request.conditions:
         given |= {"conditions": conditions.described(request.conditions)}
-    version = FORMAT if request.conditions else 1
-    return {"format": version} | asked | dataclasses.asdict(run) | given | {"versions": versions}
+    newer = any(
+        set(asked[stage]) - set(OF_FORMAT_1) or asked[stage]["sampler"] not in ("ddpm", "ddim")
+        for stage in ("stage_c", "stage_b")
+    )
+    of_run = dataclasses.asdict(run)
+    if run.weights is None:
+        del of_run["weights"]
+    version = 3 if newer or run.weights else 2 if request.conditions else 1
+    return {"format": version} | asked | of_run | given | {"versions": versions}
+
+
+def sampling(settings: DiffusionConfig) -> dict[str, Any]:
+    """`settings` for metadata: pictures of before a field was there are those of its default."""
+    default = DiffusionConfig()
+    return {
+        name: value
+        for name, value in to_dict(settings).items()
+        if name in OF_FORMAT_1 or value != getattr(default, name)
+    }
 
 
 def check_same_model(made_by: Run, now: Run) -> None:
@@ -111,6 +132,10 @@ def check_same_model(made_by: Run, now: Run) -> None:
         raise UserError(
             f"the picture was made with checkpoint {made_by.checkpoint}, and this is {now.checkpoint}; "
             "give its own with --checkpoint"
+        )
+    if made_by.weights != now.weights:
+        raise UserError(
+            f"the picture was made with weights in {made_by.weights or made_by.dtype}; draw with those"
         )
     if made_by.config != now.config:
         raise UserError(
@@ -134,7 +159,8 @@ def same_picture(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two metadata describe the same picture (see `SAME_PICTURE`)."""
     same = all(key in one and key in other and one[key] == other[key] for key in SAME_PICTURE)
     steered = [conditions.without_paths(metadata.get("conditions")) for metadata in (one, other)]
-    return same and one.get("latents") == other.get("latents") and steered[0] == steered[1]
+    added = all(one.get(key) == other.get(key) for key in ("latents", "weights"))
+    return same and added and steered[0] == steered[1]
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -187,7 +213,7 @@ def recorded(metadata: Mapping[str, Any], beside: str | Path = ".") -> tuple[Req
     try:
         values = {f.name: metadata[f.name] for f in dataclasses.fields(Request) if f.name in metadata}
         values["conditions"] = conditions.recorded(values.get("conditions", {}), beside)
-        values["lr_side"] = LR_SIDE  # of pictures of before there was a choice
+        values |= {"lr_side": LR_SIDE, "weights": None}  # of pictures of before there was a choice
         values |= {f.name: metadata[f.name] for f in dataclasses.fields(Run) if f.name in metadata}
         for name, kinds in _KINDS.items():
             if not isinstance(values[name], kinds) or (isinstance(values[name], bool) and kinds is not bool):
@@ -211,7 +237,8 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "prompt": str, "negative_prompt": str, "seed": int, "height": int, "width": int, "lr_side": int,
     "preview": bool,
     "stage_c": dict, "stage_b": dict, "checkpoint": str, "config": str, "dtype": str,
-    "batch_size": int, "mesh": dict, "tile": (int, type(None)), "decode_memory": (int, float),
+    "batch_size": int, "mesh": dict, "weights": (str, type(None)),
+    "tile": (int, type(None)), "decode_memory": (int, float),
 }  # fmt: skip
 
 

@@ -19,7 +19,9 @@ from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
 from ultrapixel_jax.checkpoints.weights import Weights, load_weights
 from ultrapixel_jax.compilation.executables import Executables
 from ultrapixel_jax.config import CascadeConfig, DiffusionConfig
+from ultrapixel_jax.diffusion.sampler import halves
 from ultrapixel_jax.diffusion.two_branch import Prompts
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sampling import canvas
@@ -51,8 +53,36 @@ class Result:
     """What each ControlNet was shown, by its kind."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """How to do with less memory on the device."""
+
+    int8: bool = False
+    """The kernels of stages C and B in eight bits (`models.int8`)."""
+    offload: bool = False
+    """Each stage's weights wait in the host's memory but for while it is at work."""
+    cfg_in_turn: bool = False
+    """The halves of classifier-free guidance one after the other."""
+
+
+AMPLE = Memory()
+"""Nothing of it."""
+
+
+def programs(request: Request) -> tuple[tuple[frozenset[bool], int], ...]:
+    """What tells the programs of a bucket apart, of both passes of stage C and of stage B.
+
+    Whether steps have the unconditional half, and 2 where inner levels are reused, else 1.
+    """
+    passes = (request.stage_c, request.stage_c.of_hr, request.stage_b)
+    return tuple((halves(settings), min(settings.reuse, 2)) for settings in passes)
+
+
 class Cascade:
     """A loaded model that turns requests into pictures."""
+
+    memory: Memory = AMPLE
+    """How it does with less of the device's."""
 
     def __init__(
         self,
@@ -64,6 +94,7 @@ class Cascade:
         report: Report,
         executables: Path | None = None,
         on_demand: OnDemand | None = None,
+        memory: Memory = AMPLE,
     ) -> None:
         dtype = dtype or weights.dtype
         self.config: CascadeConfig = weights.config
@@ -76,8 +107,10 @@ class Cascade:
         self.report = report
         self.mesh = mesh
         config, variables, compute = weights.config, weights.variables, jnp.dtype(dtype)
-        kept = executables and Executables(executables, f"{config_identity(config)} {compute.name}")
-        setup = Setup(compute, mesh, report, kept)
+        name = f"{config_identity(config)} {compute.name}{' in turn' * memory.cfg_in_turn}"
+        kept = executables and Executables(executables, name)
+        self.memory = memory
+        setup = Setup(compute, mesh, report, kept, memory.cfg_in_turn)
         self.text = TextEncoder(setup, config, variables, tokenizer)
         self.stage_c = TwoBranchSampler(setup, config, variables)
         self.stage_b = StageBSampler(setup, config, variables)
@@ -87,6 +120,8 @@ class Cascade:
         """LoRAs and new words."""
         on_demand = on_demand or OnDemand(None, config, dtype=dtype, mesh=mesh)
         self.conditioner = Conditioner(setup, config, variables, on_demand)
+        for stage in self.stages:
+            stage.offloaded = memory.offload
 
     @classmethod
     def load(
@@ -100,6 +135,7 @@ class Cascade:
         ema: bool = True,
         executables: Path | None = None,
         controlnets: Sequence[AnyPath] = (),
+        memory: Memory = AMPLE,
     ) -> Cascade:
         """Restore what sampling needs from `checkpoint`, straight onto the devices.
 
@@ -114,18 +150,35 @@ class Cascade:
             executables: directory of compiled programs, read and written, so that a later process
                 compiles and traces nothing; None keeps none.
             controlnets: further checkpoints and runs, whose ControlNets count before the checkpoint's.
+            memory: how to do with less.
 
         Raises:
-            UserError: not a checkpoint, a component that is missing or does not fit.
+            UserError: not a checkpoint, a component that is missing or does not fit; a mesh where weights are
+                to be on one device.
         """
+        if mesh is not None and (memory.int8 or memory.offload):
+            raise UserError(
+                "weights in int8 and stages that wait on the host are for one device; leave out the mesh"
+            )
         report = Report()
         with report.stage("load"), _on(mesh):
-            weights = load_weights(checkpoint, config, dtype=dtype, mesh=mesh, preview=preview, ema=ema)
+            weights = load_weights(
+                checkpoint, config, dtype=dtype, mesh=mesh, preview=preview, ema=ema, int8=memory.int8,
+                on_host=memory.offload,
+            )  # fmt: skip
             tokenizer = Tokenizer(weights.tokenizer, weights.config.clip_text.positions)
             beside = OnDemand(
                 checkpoint, config, controlnets=controlnets, dtype=weights.dtype, mesh=mesh, ema=ema
             )
-        return cls(weights, tokenizer, mesh=mesh, report=report, executables=executables, on_demand=beside)
+        return cls(
+            weights,
+            tokenizer,
+            mesh=mesh,
+            report=report,
+            executables=executables,
+            on_demand=beside,
+            memory=memory,
+        )
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -181,14 +234,21 @@ class Cascade:
     def compile(self, request: Request, *, batch_size: int) -> None:
         """Compile every program that pictures of the size, settings and conditions of `request` need.
 
-        By a step of each stage. Of the settings, only whether the weight of the HR pass is 1 counts.
+        By a step of each stage, and by another where some steps of a pass have classifier-free guidance and
+        others none. Of the settings, that counts and whether inner levels are reused.
         """
-        one = DiffusionConfig(steps=1)
-        stage_c = dataclasses.replace(one, cfg_hr=1.0) if request.stage_c.effective_cfg_hr == 1 else one
         height, width = self.bucket(request).pixels
-        own = request.conditions
-        padded = Request("", "", 0, height, width, stage_c=stage_c, stage_b=one, conditions=own)
-        self.generate([padded], batch_size=batch_size)
+        needs = programs(request)
+        # Where no pass has steps of both kinds, one picture runs them all.
+        for both in (True, False) if any(len(of) > 1 for of, _ in needs) else (True,):
+            low, high, b = (
+                DiffusionConfig(steps=1, cfg=2.0 if both is (both in of) else 1.0, reuse=reuse)
+                for of, reuse in needs
+            )
+            stage_c = dataclasses.replace(low, cfg_hr=high.cfg, reuse_hr=high.reuse)
+            own = request.conditions
+            one = Request("", "", 0, height, width, stage_c=stage_c, stage_b=b, conditions=own)
+            self.generate([one], batch_size=batch_size)
 
     def generate(
         self,
@@ -216,6 +276,8 @@ class Cascade:
         """
         if not 0 < len(requests) <= batch_size:
             raise ValueError(f"{len(requests)} requests for a batch of {batch_size}")
+        if self.memory.int8 and requests[0].conditions.loras:
+            raise UserError("a LoRA cannot be added to weights in int8; leave one of them out")
         self.conditioner.check(requests[0].conditions)
         tile = self._tile(batch_size, tile, decode_bytes)
         filled = [*requests, *[requests[-1]] * (batch_size - len(requests))]
@@ -269,11 +331,12 @@ class Cascade:
         missing = -count % batch_multiple(self.mesh)
         with _on(self.mesh):
             filled = jnp.concatenate([jnp.asarray(latent), *[jnp.asarray(latent[:1])] * missing])
-            return fetch(self.previewer(filled))[:count]
+            with self.previewer.at_work():
+                return fetch(self.previewer(filled))[:count]
 
     def _encode(self, requests: Sequence[Request]) -> Prompts:
         """The text of `requests`, and their image prompts."""
-        with self.report.stage("clip"):
+        with self.report.stage("clip"), self.text.at_work(), self.conditioner.at_work():
             prompts = self.text([r.prompt for r in requests], [r.negative_prompt for r in requests])
             return self.conditioner.with_images(prompts, requests)
 
@@ -282,11 +345,13 @@ class Cascade:
     ) -> StageCLatents:
         """Stage C's latents."""
         settings, seeds = requests[0].stage_c, [r.seed for r in requests]
-        low, high = (self.conditioner.given(requests, bucket, which) for which in (Pass.LR, Pass.HR))
-        with self.report.stage("C low"):
-            plan = self.stage_c.low(prompts, bucket, seeds, settings, _of("C low", progress), low)
-        with self.report.stage("C high"):
-            return self.stage_c.high(plan, bucket, seeds, settings, _of("C high", progress), high)
+        with self.conditioner.at_work():
+            low, high = (self.conditioner.given(requests, bucket, which) for which in (Pass.LR, Pass.HR))
+        with self.stage_c.at_work():
+            with self.report.stage("C low"):
+                plan = self.stage_c.low(prompts, bucket, seeds, settings, _of("C low", progress), low)
+            with self.report.stage("C high"):
+                return self.stage_c.high(plan, bucket, seeds, settings, _of("C high", progress), high)
 
     def _decode(
         self,
@@ -299,10 +364,10 @@ class Cascade:
     ) -> tuple[Any, np.ndarray]:
         """Stage A's latent (None when previewed) and the pictures, uint8, of stage C's latent."""
         if self.preview:
-            with self.report.stage("A"):
+            with self.report.stage("A"), self.previewer.at_work():
                 return None, fetch(self.previewer(latent))
         settings, seeds = requests[0].stage_b, [r.seed for r in requests]
-        with self.report.stage("B"):
+        with self.report.stage("B"), self.stage_b.at_work():
             stage_b = self.stage_b(
                 prompts.pooled, latent, bucket.stage_b, seeds, settings, _of("B", progress)
             )
@@ -310,7 +375,7 @@ class Cascade:
 
     def _pixels(self, stage_b: Any, bucket: Bucket, tile: int) -> np.ndarray:
         """Stage A's pictures, uint8."""
-        with self.report.stage("A"):
+        with self.report.stage("A"), self.stage_a.at_work():
             return self.stage_a(stage_b, bucket.pixels, tile)
 
     def _tile(self, batch_size: int, tile: int | None, decode_bytes: int) -> int:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from ultrapixel_jax.commands import Reader, number, one_of, whole
-from ultrapixel_jax.config import MAX_STEPS, DiffusionConfig, SamplerName, ScheduleName
+from ultrapixel_jax.config import HR_FIELDS, MAX_STEPS, DiffusionConfig, SamplerName, ScheduleName
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling import condition_keys
 from ultrapixel_jax.sampling.conditions import NONE, Conditions
@@ -38,9 +38,19 @@ SETTINGS: Mapping[str, Reader] = {
     "eta": number(low=0, high=1),
     "schedule": one_of(get_args(ScheduleName)),
     "cfg_rescale": number(),
+    "steps_hr": whole(1, MAX_STEPS),
+    "sampler_hr": one_of(get_args(SamplerName)),
+    "cfg_from": number(low=0, high=1),
+    "cfg_until": number(low=0, high=1),
+    "cfg_from_hr": number(low=0, high=1),
+    "cfg_until_hr": number(low=0, high=1),
+    "reuse": whole(1, MAX_STEPS),
+    "reuse_hr": whole(1, MAX_STEPS),
 }
 """Fields of stage C's sampling, with how each is read."""
-SETTINGS_B: Mapping[str, Reader] = {f"{name}_b": kind for name, kind in SETTINGS.items() if name != "cfg_hr"}
+SETTINGS_B: Mapping[str, Reader] = {
+    f"{name}_b": kind for name, kind in SETTINGS.items() if name not in HR_FIELDS
+}
 """Those of stage B, as they are named beside stage C's."""
 
 

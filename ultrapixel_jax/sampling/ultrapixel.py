@@ -34,7 +34,7 @@ from ultrapixel_jax.files import place
 from ultrapixel_jax.sampling import arguments, effects, pictures
 from ultrapixel_jax.sampling.arguments import Options, Sampling, check_names, checked_number
 from ultrapixel_jax.sampling.picture import Picture
-from ultrapixel_jax.sampling.pipeline import Cascade, Progress
+from ultrapixel_jax.sampling.pipeline import Cascade, Memory, Progress, programs
 from ultrapixel_jax.sampling.requests import (
     DECODE_BYTES,
     Entry,
@@ -78,6 +78,9 @@ class UltraPixel:
         ema: bool = True,
         cache: Literal[True, False] | str | Path = True,
         controlnets: Sequence[str | os.PathLike[str]] = (),
+        int8: bool = False,
+        offload: bool = False,
+        cfg_in_turn: bool = False,
     ) -> UltraPixel:
         """Load a model onto the devices.
 
@@ -94,6 +97,9 @@ class UltraPixel:
             cache: where compiled programs are kept: True is the user's cache directory (jax's own cache is
                 turned on there too), False keeps none.
             controlnets: further checkpoints and runs, whose ControlNets count before the checkpoint's own.
+            int8: the kernels of stages C and B in eight bits, half the memory of bfloat16.
+            offload: each stage's weights wait in the host's memory but for while it is at work.
+            cfg_in_turn: the halves of classifier-free guidance one after the other.
 
         Raises:
             UserError: no such checkpoint, one that lacks a network, another variant than `config`, a mesh
@@ -112,6 +118,7 @@ class UltraPixel:
             cascade = Cascade.load(
                 directory, config=config, dtype=dtype, mesh=devices, preview=preview, ema=ema,
                 executables=compilation_cache.executables(kept), controlnets=[place(d) for d in controlnets],
+                memory=Memory(int8, offload, cfg_in_turn),
             )  # fmt: skip
         for line in cascade.unused:
             warnings.warn(line, NotUsed, stacklevel=2)
@@ -298,8 +305,7 @@ class UltraPixel:
         needed = {}
         for batch in batches:
             first = batch.requests[0]
-            plain_hr = first.stage_c.effective_cfg_hr == 1
-            needed[batch.bucket, plain_hr, first.conditions.group] = first
+            needed[batch.bucket, programs(first), first.conditions.group] = first
         for request in needed.values():
             self.cascade.compile(request, batch_size=batch_size)
         return len({batch.bucket for batch in batches})
@@ -324,6 +330,7 @@ class UltraPixel:
             preview=self.cascade.preview,
             tile=tile,
             decode_memory=decode_memory,
+            weights="int8" if self.cascade.memory.int8 else None,
         )
 
     def check_same_networks(self, request: Request) -> None:

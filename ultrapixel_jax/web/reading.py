@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from ultrapixel_jax.config import HR_FIELDS
 from ultrapixel_jax.errors import UserError, one_line
 from ultrapixel_jax.sampling import pictures
 from ultrapixel_jax.sampling.picture import KEY
@@ -106,7 +107,7 @@ def _asked(metadata: Mapping[str, Any]) -> dict[str, Any]:
     names = ("prompt", "negative_prompt", "seed", "height", "width")
     asked = {name: getattr(request, name) for name in names} | dataclasses.asdict(request.stage_c)
     of_b = dataclasses.asdict(request.stage_b)
-    return asked | {f"{name}_b": value for name, value in of_b.items() if name != "cfg_hr"}
+    return asked | {f"{name}_b": value for name, value in of_b.items() if name not in HR_FIELDS}
 
 
 def _made(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote
 
-from ultrapixel_jax.config import MAX_STEPS, SamplerName, ScheduleName
+from ultrapixel_jax.config import HR_FIELDS, MAX_STEPS, SamplerName, ScheduleName
 from ultrapixel_jax.config.version import __version__
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B
@@ -133,7 +133,7 @@ class Routes:
         defaults |= {f"{name}_b": value for name, value in dataclasses.asdict(config.sampling_b).items()}
         names = [*SETTINGS, *([] if cascade.preview else SETTINGS_B)]
         if config.guidance is None:
-            names.remove("cfg_hr")
+            names = [name for name in names if name not in HR_FIELDS]
         side = max(MIN_SIDE, 1024 if cascade.lr_side == LR_SIDE else 64 * cascade.lr_side)
         return {
             "name": self._name,

@@ -117,7 +117,7 @@ def evaluate(
     from tqdm import tqdm
 
     settings = {"world": VERSION, "split": split, "scene_seed": scene_seed, **settings}
-    done = _start(output, settings)
+    done = start(output, settings)
     todo = [case for case in cases if case.name not in done]
     batches = [
         group[i : i + batch_size]
@@ -208,8 +208,12 @@ class _Judges:
             self._pool.shutdown(cancel_futures=True)
 
 
-def _start(output: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Make `output` or check that it goes on with `settings`; the lines that are there, by name."""
+def start(output: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Make `output` or check that it goes on with `settings`; the lines that are there, by name.
+
+    Raises:
+        UserError: `output` is of other settings or cannot be written.
+    """
     try:
         output.mkdir(parents=True, exist_ok=True)
         path = output / SETTINGS
@@ -343,7 +347,12 @@ def _without_effect(options: argparse.Namespace, *, guided: bool) -> list[str]:
 # ---------------------------------------------------------------------------- command line
 
 
-def _size(text: str) -> HW:
+def square(text: str) -> HW:
+    """Height and width that `text` says: a number of pixels, or two.
+
+    Raises:
+        UserError: it says neither, or a size that is not drawn.
+    """
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() and len(side) < 9 for side in sides):
         raise UserError(f"--sizes {text!r:.80} is neither a number of pixels nor HEIGHTxWIDTH")
@@ -369,7 +378,7 @@ def parser() -> commands.Parser:
     p.section("pictures")
     p.option("--count", whole(1, SEED_STEP), "number of scenes", 200)
     p.option("--seeds", whole(1, 1000), "pictures of each scene and size", 1)
-    p.option("--sizes", _size, "pixels on a side, or HEIGHTxWIDTH", [(384, 384), (768, 768), (1536, 1536)],
+    p.option("--sizes", square, "pixels on a side, or HEIGHTxWIDTH", [(384, 384), (768, 768), (1536, 1536)],
              shown="384 768 1536", nargs="+", metavar="N")  # fmt: skip
     p.option("--split", one_of(scenes.SPLITS), "of the scenes", "held_out")
     p.option("--scene-seed", whole(0, scenes.MAX_SEED), "of the scenes", 0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
@@ -13,7 +15,8 @@ from jaxtyping import Array, Float
 from ultrapixel_jax.compilation.executables import Executables
 from ultrapixel_jax.compilation.program import Program
 from ultrapixel_jax.config import DiffusionConfig
-from ultrapixel_jax.diffusion.sampler import image_keys, make_table, noise
+from ultrapixel_jax.diffusion.sampler import Segment, image_keys, make_table, noise
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.report import Report
 
 LR, HR, STAGE_B = range(3)
@@ -23,6 +26,8 @@ CHUNK_SECONDS = 0.5
 """How much work is dispatched between two calls of a `Watch`."""
 
 State = TypeVar("State")
+Run = TypeVar("Run", bound=Any)
+"""Consecutive steps with their `first` and `stop`, such as a `Segment`."""
 Estimate = Callable[[], Array]
 """Makes the clean latent that a pass is heading for, (b, h, w, c)."""
 Watch = Callable[[int, int, Estimate], None]
@@ -61,6 +66,8 @@ class Setup:
     """Compilation counts to its stage `compile`."""
     executables: Executables | None
     """Where compiled programs are kept."""
+    cfg_in_turn: bool = False
+    """Whether the halves of classifier-free guidance run one after the other."""
 
     def program(
         self,
@@ -85,6 +92,9 @@ class Stage:
     networks: ClassVar[tuple[str, ...]]
     """Names of its networks in `CascadeConfig`."""
 
+    offloaded = False
+    """Whether its variables wait in the host's memory while it has nothing to do."""
+
     def __init__(self, variables: Mapping[str, Any]) -> None:
         self.variables: dict[str, Any] = {}
         """By network, the first argument of its programs; other values of the same shapes compile nothing."""
@@ -94,10 +104,94 @@ class Stage:
         """Run with those of `variables`, by network, that belong to this stage."""
         self.variables |= {name: variables[name] for name in self.networks if name in variables}
 
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """With its variables on the device; if `offloaded`, they are on the host before and after."""
+        if not self.offloaded:
+            yield
+            return
+        self.variables = jax.device_get(self.variables)
+        waiting = dict(self.variables)
+        self.variables = jax.device_put(waiting)
+        try:
+            yield
+        finally:
+            # What it has loaded meanwhile waits beside the others.
+            self.variables = jax.device_get({**self.variables, **waiting})
+
     @property
     def compilations(self) -> int:
         """How many programs it has compiled, or read from disk."""
-        return sum(p.compilations for p in vars(self).values() if isinstance(p, Program))
+        return sum(p.compilations for p in vars(self).values() if isinstance(p, (Program, Variants)))
+
+
+def halves(conditioning: Any, segments: Sequence[Segment], count: int) -> dict[bool, Any]:
+    """What the steps of `segments` are conditioned on, by whether they have the unconditional half.
+
+    Args:
+        conditioning: of both halves.
+        segments: of the pass; what none of them needs is not made.
+        count: images of the batch.
+    """
+    return {
+        both: conditioning if both else jax.tree.map(lambda y: y[:count], conditioning)
+        for both in {segment.unconditional for segment in segments}
+    }
+
+
+def check_reuse(name: str, outer: int, settings: DiffusionConfig) -> None:
+    """Refuse to reuse inner levels of a network of one level.
+
+    Raises:
+        UserError: that is asked for.
+    """
+    if settings.reuse > 1 and not outer:
+        raise UserError(f"reuse {settings.reuse}: {name} of this model has no inner levels; leave it out")
+
+
+class Variants:
+    """One function as several programs, by static keywords of its; each compiles when first run."""
+
+    def __init__(self, make: Callable[[str, Callable[..., Any]], Program], name: str, function: Any) -> None:
+        self._make, self._name, self._function = make, name, function
+        self._programs: dict[tuple[Any, ...], Program] = {}
+
+    def __call__(self, **static: Any) -> Program:
+        """The program with these keywords."""
+        key = tuple(sorted(static.items()))
+        if key not in self._programs:
+            name = "_".join([self._name, *(f"{k}-{v}" for k, v in key)])
+            self._programs[key] = self._make(name, functools.partial(self._function, **static))
+        return self._programs[key]
+
+    @property
+    def compilations(self) -> int:
+        """Those of all of them."""
+        return sum(program.compilations for program in self._programs.values())
+
+
+def in_segments(
+    segments: Sequence[Run],
+    run: Callable[[Run, State, int, int], State],
+    enter: Callable[[Run, State], State] = lambda _, state: state,
+) -> Callable[[State, int, int], State]:
+    """What takes steps of a pass, for `in_steps`.
+
+    Args:
+        segments: of the pass.
+        run: takes steps of one of them.
+        enter: the state before the first step of one.
+    """
+
+    def steps(state: State, i: int, j: int) -> State:
+        for segment in segments:
+            first, stop = max(i, segment.first), min(j, segment.stop)
+            if first < stop:
+                state = enter(segment, state) if first == segment.first else state
+                state = run(segment, state, first, stop)
+        return state
+
+    return steps
 
 
 def in_steps(
@@ -105,7 +199,7 @@ def in_steps(
     state: State,
     steps: int,
     watch: Watch | None,
-    estimate: Callable[[State, State, int], Array],
+    estimate: Callable[[State, int], Array],
 ) -> State:
     """`run(state, first, last)` over all `steps`: at once or, where somebody watches, in chunks.
 
@@ -116,18 +210,16 @@ def in_steps(
         state: before the first.
         steps: how many there are.
         watch: told after every chunk.
-        estimate: the clean latent, from the states before and after a step, and its number; −1 before
-            the first.
+        estimate: the clean latent, from the state after a number of steps.
     """
     if watch is None:
         return jax.block_until_ready(run(state, 0, steps))
-    watch(0, steps, lambda state=state: estimate(state, state, -1))
+    watch(0, steps, lambda state=state: estimate(state, 0))
     done, chunk = 0, 1
     while done < steps:
         began, last = time.perf_counter(), min(done + chunk, steps)
-        before = state if last == done + 1 else run(state, done, last - 1)
-        state = jax.block_until_ready(run(before, last - 1, last))
+        state = jax.block_until_ready(run(state, done, last))
         per_step = (time.perf_counter() - began) / (last - done)
         done, chunk = last, max(1, min(steps, int(CHUNK_SECONDS / max(per_step, 1e-6))))
-        watch(done, steps, lambda before=before, state=state, i=last - 1: estimate(before, state, i))
+        watch(done, steps, lambda state=state, done=done: estimate(state, done))
     return state

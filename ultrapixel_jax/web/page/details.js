@@ -2,14 +2,15 @@
 
 import { h, place } from "./dom.js";
 
+const both = (plan, large) => (large === null ? plan : `${plan}, large pass ${large}`);
 const SHOWN = [
   ["Prompt", (a) => a.prompt],
   ["Negative prompt", (a) => a.negative_prompt],
   ["Size", (a) => `${a.width}×${a.height}`],
   ["Seed", (a) => a.seed],
-  ["Steps", (a) => a.steps],
-  ["Guidance", (a) => (a.cfg_hr === null ? a.cfg : `${a.cfg}, large pass ${a.cfg_hr}`)],
-  ["Sampler", (a) => a.sampler],
+  ["Steps", (a) => both(a.steps, a.steps_hr)],
+  ["Guidance", (a) => both(a.cfg, a.cfg_hr)],
+  ["Sampler", (a) => both(a.sampler, a.sampler_hr)],
   ["Schedule", (a) => `${a.schedule}, shift ${a.shift}`],
   ["Stage B", (a, m) => (m.preview ? "none: the previewer drew" : `${a.steps_b} steps, guidance ${a.cfg_b}, ${a.sampler_b}`)],
   ["Checkpoint", (a, m) => m.checkpoint],

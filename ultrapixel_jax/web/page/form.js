@@ -8,12 +8,20 @@ import { showPlan } from "./plan.js";
 const LABELS = {
   steps: ["Steps", "denoising steps of stage C, in each of its passes"],
   cfg: ["Guidance", "classifier-free guidance weight: how strictly the prompt is followed"],
-  sampler: ["Sampler", "how a step is taken"],
+  sampler: ["Sampler", "how a step is taken; those of dpmpp need fewer"],
   cfg_hr: ["Guidance, large pass", "lower keeps very large pictures closer to the plan"],
   shift: ["Shift", "shift of the noise schedule"],
-  eta: ["Eta", "DDIM's eta, 0 to 1"],
+  eta: ["Eta", "noise that steps add, 0 to 1"],
   schedule: ["Schedule", "of the noise"],
   cfg_rescale: ["Rescale", "share of the guided noise that is rescaled"],
+  steps_hr: ["Steps, large pass", "denoising steps of the large pass"],
+  sampler_hr: ["Sampler, large pass", "how a step of the large pass is taken"],
+  cfg_from: ["Guidance from", "where it begins: 0 is noise, 1 the picture"],
+  cfg_until: ["Guidance until", "where it ends: steps without it take half the time"],
+  cfg_from_hr: ["Guidance from, large pass", "where it begins: 0 is noise, 1 the picture"],
+  cfg_until_hr: ["Guidance until, large pass", "where it ends: steps without it take half the time"],
+  reuse: ["Reuse", "the network's inner levels are computed in every so many steps"],
+  reuse_hr: ["Reuse, large pass", "the network's inner levels are computed in every so many steps"],
 };
 const MAIN = ["steps", "cfg", "sampler"];
 const NUMBERS = ["width", "height", "num_images", "batch_size"];
@@ -30,9 +38,9 @@ export function makeForm(model) {
   function field(name) {
     const [label, help] = LABELS[name.replace(/_b$/, "")];
     const own = model.defaults[name];
-    const choices = model.choices[name.replace(/_b$/, "")];
+    const choices = model.choices[name.replace(/_(b|hr)$/, "")];
     const input = choices
-      ? h("select", {}, h("option", { value: "" }, own), ...choices.filter((c) => c !== own).map((c) => h("option", { value: c }, c)))
+      ? h("select", {}, h("option", { value: "" }, own ?? "auto"), ...choices.filter((c) => c !== own).map((c) => h("option", { value: c }, c)))
       : h("input", { type: "number", step: "any", inputmode: "decimal", placeholder: own ?? "auto" });
     input.id = input.name = name;
     input.title = help;
@@ -92,7 +100,7 @@ export function makeForm(model) {
     $("seed").placeholder = $("random").checked ? "new" : "0";
   };
   $("random").addEventListener("change", random);
-  $("reuse").addEventListener("click", () => {
+  $("same-seed").addEventListener("click", () => {
     $("random").checked = false;
     $("seed").value = lastSeed;
     random();
@@ -185,8 +193,8 @@ export function makeForm(model) {
     /** The seed that "use the last" means. */
     drawn(seed) {
       lastSeed = seed;
-      $("reuse").disabled = false;
-      $("reuse").title = `seed ${seed}`;
+      $("same-seed").disabled = false;
+      $("same-seed").title = `seed ${seed}`;
     },
   };
 }
