@@ -1,7 +1,7 @@
 """The demo's ControlNet for edges on its frozen stage C, from pictures of the base size and their captions.
 
-Its backbone is small and begins as random numbers. After 6,400 pictures edges are followed, but not
-exactly (docs/demo.md).
+Its backbone is small and begins as random numbers. After 26,000 pictures edges are followed within two pixels
+of the 224 that it sees, and no fewer pictures are right than without (docs/demo.md).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ config = dataclasses.replace(
         frozen_statistics=False,
     ),
     data=dataclasses.replace(stage_c.data, cached=False, batch_size=4),
-    steps=1600,
+    steps=6500,
     optimizer=OptimizerConfig(
         algorithm="muon", learning_rate=3e-3, warmup_steps=30, schedule="constant", ema_decay=0.995
     ),

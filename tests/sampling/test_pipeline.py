@@ -100,8 +100,8 @@ def test_only_a_new_bucket_compiles(cascade, alone):
 
 
 def operations(programs: Variants, **static: bool) -> float:
-    (compiled,) = programs(**static)._compiled.values()
-    return compiled.cost_analysis()["flops"]
+    """Of the bucket of A, which is drawn before all others."""
+    return next(iter(programs(**static)._compiled.values())).cost_analysis()["flops"]
 
 
 def test_steps_outside_the_interval_of_guidance_run_half_the_batch(cascade, alone):
@@ -167,7 +167,7 @@ def test_less_memory_draws_nearly_the_same_picture(alone, monkeypatch, tmp_path)
         Cascade.load(None, config=config, mesh=mesh, memory=Memory(offload=True))
     model = Cascade.load(None, config=config, memory=Memory(int8=True, offload=True, cfg_in_turn=True))
     kernels = [x for x in jax.tree.leaves(model.stage_c.variables) if x.dtype == np.int8]
-    assert len(kernels) > 30 and sum(x.nbytes for x in kernels) > 4e5
+    assert len(kernels) > 30 and sum(x.nbytes for x in kernels) > 3e5
     found = make(model, A)[0]
     for name in LATENTS:
         assert 1e-5 < relative_error(found.latents[name], alone.latents[name]) < 0.1
