@@ -1,7 +1,7 @@
 """The demo's ControlNet for edges on its frozen stage C, from pictures of the base size and their captions.
 
 Its backbone is small and begins as random numbers. After 26,000 pictures edges are followed within two pixels
-of the 224 that it sees, and no fewer pictures are right than without (docs/demo.md).
+of the 224 that it sees (docs/demo.md).
 """
 
 import dataclasses
