@@ -25,6 +25,8 @@ from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sizes import parse_size
 
 COLUMNS = (("kernel", "kernel"), ("ms", "ms"), ("share", "share"), ("times", "times"))
+AROUND = ("while", "conditional", "call")
+"""Operations whose time is that of others, which a CPU's trace has too."""
 PROFILED = tuple(name for name in COMPONENTS if name not in ("a-tiled", "image"))
 
 
@@ -46,7 +48,7 @@ def device_events(trace: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
             # A line above the streams says which module and which operation of ours they belong to.
             wanted = e["pid"] in devices and "Stream" in thread
         else:
-            wanted = "XLA" in thread and "hlo_op" in e.get("args", {})
+            wanted = "XLA" in thread and "hlo_op" in e.get("args", {}) and not e["name"].startswith(AROUND)
         if wanted:
             yield e["name"], float(e.get("dur", 0.0))
 

@@ -34,7 +34,8 @@ def test_kernels_of_a_trace_are_summed_up():
         {"kernel": "gemm", "ms": 1.5, "share": 3000 / 3500, "times": 1.0},
         {"kernel": "fusion_2", "ms": 0.25, "share": 500 / 3500, "times": 1.0},
     ]
-    without = trace(host, {"ph": "X", "pid": 2, "tid": 9, "name": "waiting", "dur": 5})
+    around = {**host, "name": "while.3", "dur": 900, "args": {"hlo_op": "while.3"}}
+    without = trace(host, around, {"ph": "X", "pid": 2, "tid": 9, "name": "waiting", "dur": 5})
     without["traceEvents"] = without["traceEvents"][1:]  # no GPU: what XLA's threads ran
     assert [(r["kernel"], r["ms"]) for r in profiling.longest(without, runs=1)] == [("dot.1", 0.777)]
 

@@ -25,13 +25,12 @@ from ultrapixel_jax.checkpoints.runs import RunWeights, is_run
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, is_tokenizer, local_tokenizer
 from ultrapixel_jax.compilation.options import options_to_initialise
 from ultrapixel_jax.config import COMPONENTS, CascadeConfig, DiffusionConfig, from_dict, to_dict
+from ultrapixel_jax.config.networks import NOT_DRAWN
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath, place
 from ultrapixel_jax.models import components, scan
 
-RUN_TIME_FIELDS = (
-    "timestep", "up_guide_weights", "lr_side", "dropout", "trained_sides", "trained_ratio",
-)  # fmt: skip
+RUN_TIME_FIELDS = ("timestep", "up_guide_weights", "lr_side", "dropout", *NOT_DRAWN)
 """Fields that a configuration may change without changing any weight's shape or meaning."""
 RANDOM_STD = 0.02
 RANDOM = "random numbers"

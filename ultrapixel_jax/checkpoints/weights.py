@@ -83,8 +83,10 @@ def load_weights(
         near = make_mesh({}, [_host()])
         with jax.default_device(_host()):
             whole = load_weights(checkpoint, config, dtype=dtype, mesh=near, preview=preview, ema=ema)
-            small = {name: quantised(whole.variables[name]) for name in NETWORKS if name in whole.variables}
-        variables = whole.variables | (small if int8 else {})
+            variables = {
+                name: quantised(values) if int8 and name in NETWORKS else values
+                for name, values in whole.variables.items()
+            }
         variables = (
             jax.device_get(variables) if on_host else jax.device_put(variables, jax.local_devices()[0])
         )

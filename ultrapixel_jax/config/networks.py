@@ -12,6 +12,8 @@ from typing import Literal
 from ultrapixel_jax.errors import UserError
 
 Upsampler = Literal["inr", "bilinear_conv"]
+NOT_DRAWN = ("trained_sides", "trained_ratio")
+"""Fields of `GuidanceConfig` that no picture depends on, and so no identity of a model."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ def drawn_alike(guidance: Any) -> Any:
     """A plain `GuidanceConfig` without what no picture depends on: the sizes that it was trained on."""
     if not isinstance(guidance, dict):
         return guidance
-    return {k: v for k, v in guidance.items() if k not in ("trained_sides", "trained_ratio")}
+    return {name: value for name, value in guidance.items() if name not in networks.NOT_DRAWN}
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
@@ -65,9 +65,8 @@ def _revive(hint: Any, value: Any) -> Any:
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_revive(args[0], v) for v in value)
         return tuple(_revive(a, v) for a, v in zip(args, value, strict=True))
-    for (
-        arg
-    ) in args:  # a union: the dataclass member, where the value is a dict; the tuple, where it is a list
+    # A union: its dataclass where the value is a dict, its tuple where it is a list.
+    for arg in args:
         if dataclasses.is_dataclass(arg) and isinstance(value, dict):
             return from_dict(typing.cast(type, arg), value)
         if typing.get_origin(arg) is tuple and isinstance(value, (list, tuple)):

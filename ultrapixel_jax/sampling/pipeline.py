@@ -239,11 +239,12 @@ class Cascade:
         """
         height, width = self.bucket(request).pixels
         needs = programs(request)
-        # Where no pass has steps of both kinds, one picture runs them all.
-        for both in (True, False) if any(len(of) > 1 for of, _ in needs) else (True,):
+        # One picture runs a step of one kind in each pass; where a pass has both, a second runs the others.
+        kinds = [sorted(of, reverse=True) for of, _ in needs]
+        for turn in range(max(map(len, kinds))):
             low, high, b = (
-                DiffusionConfig(steps=1, cfg=2.0 if both is (both in of) else 1.0, reuse=reuse)
-                for of, reuse in needs
+                DiffusionConfig(steps=1, cfg=2.0 if of[min(turn, len(of) - 1)] else 1.0, reuse=reuse)
+                for of, (_, reuse) in zip(kinds, needs, strict=True)
             )
             stage_c = dataclasses.replace(low, cfg_hr=high.cfg, reuse_hr=high.reuse)
             own = request.conditions

@@ -60,8 +60,8 @@ def test_rows_go_on_where_they_stopped_and_add_up(tmp_path: Path) -> None:
 
 def test_the_interval_is_wilsons() -> None:
     """Of 8 right among 10, by the formula's usual example."""
-    assert steps.interval(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
-    assert steps.interval(0, 10)[0] == pytest.approx(0) and steps.interval(10, 10)[1] == pytest.approx(1)
+    assert steps.wilson(8.0, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
+    assert steps.wilson(0.0, 10)[0] == pytest.approx(0) and steps.wilson(10.0, 10)[1] == pytest.approx(1)
 
 
 def test_what_is_varied() -> None:

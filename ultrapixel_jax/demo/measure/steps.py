@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import time
@@ -34,6 +33,7 @@ from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.build import VERSION
 from ultrapixel_jax.demo.world.captions import plain_caption
 from ultrapixel_jax.errors import UserError, unknown_key
+from ultrapixel_jax.evaluate.statistics import wilson
 from ultrapixel_jax.sampling.requests import SETTINGS, SETTINGS_B, Request, with_settings
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def rows(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         known = [line["seconds"] for line in of if line["seconds"] is not None]
         return {
             "size": of[0]["size"], "settings": of[0]["settings"], "pictures": len(of),
-            "all": sum(right) / len(right), "interval": interval(sum(right), len(right)),
+            "all": sum(right) / len(right), "interval": wilson(float(sum(right)), len(right)),
             "seconds": statistics.median(known) if known else None,
         }  # fmt: skip
 
@@ -148,16 +148,6 @@ def rows(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         )
 
     return sorted(map(made, groups.values()), key=key)
-
-
-def interval(right: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    z, share = 1.96, right / count
-    middle, width = (
-        share + z**2 / (2 * count),
-        z * math.sqrt(share * (1 - share) / count + (z / count) ** 2 / 4),
-    )
-    return (middle - width) / (1 + z**2 / count), (middle + width) / (1 + z**2 / count)
 
 
 def markdown(table: Sequence[dict[str, Any]]) -> str:

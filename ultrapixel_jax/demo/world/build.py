@@ -200,11 +200,6 @@ def _size(text: str) -> HW:
     return int(sides[0]), int(sides[-1])
 
 
-def ratio(text: str) -> Fraction:
-    """Read `N/N`."""
-    return parse_ratio(text)
-
-
 def of_ratios(sizes: Sequence[HW], ratios: Sequence[Fraction]) -> list[HW]:
     """`sizes`, and of each square also pictures of its area in `ratios` and their inverses.
 
@@ -226,7 +221,7 @@ def parser() -> commands.Parser:
     p.option("--count", whole(1, 10**8), "number of scenes", 20000)
     p.option("--side", _size, "pixels on a side, or HEIGHTxWIDTH; several are drawn at random", [(384, 384)],
              shown="384", nargs="+", metavar="N", dest="size")  # fmt: skip
-    p.option("--ratios", ratio, "of height to width, of each square of --side; each with its inverse",
+    p.option("--ratios", parse_ratio, "of height to width, of each square of --side; each with its inverse",
              [Fraction(1)], shown="1/1", nargs="+", metavar="N/N")  # fmt: skip
     p.option("--tile", whole(0, LARGEST), "keep a random square of N pixels", 0, shown="0, everything")
     p.option("--seed", whole(0, scenes.MAX_SEED), "of scenes and captions", 0)
