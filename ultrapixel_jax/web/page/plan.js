@@ -33,7 +33,8 @@ function words({ lr, hr, guided, doubt }, height, width) {
   const millions = ((height * width) / 1e6).toFixed(1);
   const large = `${millions} million pixels, latent ${hr[1]}×${hr[0]}`;
   const planned = `Planned as latent ${lr[1]}×${lr[0]}, drawn as ${hr[1]}×${hr[0]}: ${millions} million pixels`;
-  return [guided ? planned : large, doubt].filter(Boolean).join(". ");
+  const said = guided ? planned : large;
+  return doubt ? `${said}. ${doubt[0].toUpperCase()}${doubt.slice(1)}.` : said;
 }
 
 /** Both latents to one scale, the plan inside the picture. */
