@@ -49,6 +49,58 @@ def test_every_source_keeps_bytes_caption_and_size(kind: str, tmp_path: Path) ->
         assert data == encoded(i, kind=encoding)
 
 
+@pytest.mark.parametrize("kind", WRITERS)
+def test_options_without_effect_are_named(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And those that have one are not."""
+    source = WRITERS[kind](tmp_path / "source", 2)
+    tables = kind in ("jsonl", "csv", "parquet")
+    out = str(tmp_path / "out")
+    options = [
+        "--caption",
+        "x",
+        "--image-key",
+        "picture",
+        "--encoding",
+        "cp1252",
+        "--workers",
+        "0",
+        "--quiet",
+    ]
+    command.main([str(source), out, *options])
+    said = capsys.readouterr().err
+    assert ("--image-key 'picture' without effect: the images are files" in said) != tables
+    assert ("--encoding 'cp1252' without effect" in said) == (kind == "parquet")
+    if not tables:
+        assert "--caption without effect: every image has one of its own" in said
+
+
+def test_captions_decide_which_options_have_an_effect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / f"{name}.jpg").write_bytes(encoded(0))
+        (source / f"{name}.txt").write_text("a cat")
+    options = ["--caption-key", "title", "--caption", "x", "--workers", "0", "--quiet"]
+
+    def said(output: str) -> str:
+        assert command.main([str(source), str(tmp_path / output), *options]) == 0
+        return capsys.readouterr().err
+
+    assert said("one").splitlines() == [
+        "warning: --caption-key 'title' without effect: no caption is in JSON",
+        "warning: --caption without effect: every image has one of its own",
+    ]
+    (source / "a.txt").unlink()
+    (source / "b.txt").rename(source / "b.json")
+    (source / "b.json").write_text('{"title": "a dog"}')
+    assert said("two") == ""
+    assert {row[1] for row in contents(tmp_path / "two")} == {"x", "a dog"}
+
+
 def test_damage_is_skipped_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_folder(tmp_path / "source", 12)
     whole = encoded(0, (300, 300))

@@ -233,6 +233,25 @@ def test_an_interrupted_cache_goes_on(
     assert json.loads((output / "report.json").read_text())["examples"] == 26
 
 
+def test_checkpoints_of_which_nothing_is_taken_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    parts = {}
+    for name in NAMES:
+        with CheckpointWriter(tmp_path / name) as writer:
+            writer.add(name, variables_of(name), ComponentInfo(config=to_dict(CONFIGS[name])))
+        parts[name] = str(tmp_path / name)
+    whole, (first, *_) = str(checkpoint), parts.values()
+    words = f"without effect: the others have {', '.join(NAMES)}"
+    assert list(command.without_effect([whole], [])) == []
+    assert list(command.without_effect(list(parts.values()), [])) == []
+    assert list(command.without_effect([first, whole], [])) == [f"checkpoint {first} {words}"]
+    assert (
+        list(command.without_effect([whole, first], [])) == []
+    )  # the later one's counts, with a tokenizer before
+    vision = parts["clip_vision"]
+    (line,) = command.without_effect([whole, vision], ["clip_vision"])
+    assert line.startswith(f"checkpoint {vision} without effect") and "clip_vision" not in line.split(":")[1]
+
+
 def test_bad_arguments(records: Path, cached: Path, checkpoint: Path, tmp_path: Path, capsys) -> None:
     for values, words in (
         (arguments(records, tmp_path / "none", tmp_path / "a"), "does not exist"),

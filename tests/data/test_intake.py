@@ -402,7 +402,7 @@ def test_a_changed_source_is_noticed_and_another_dataset_too(change: str, tmp_pa
 
 def test_a_resumed_build_makes_changed_shards_anew(tmp_path: Path) -> None:
     source, out = write_folder(tmp_path / "source", 6), tmp_path / "out"
-    items = list_source(str(source), "auto", "image", "caption")
+    items = list_source(str(source), "auto", "image", "caption").items
     assert [item.id for item in items] == sorted(item.id for item in items)
     build(str(source), str(tmp_path / "whole"), shard_images=2, quiet=True)
     # As it stands when the program is killed before its last step.

@@ -17,6 +17,7 @@ import pytest
 from configs.tiny import config
 from tests.sampling.test_sample import FakeCascade
 from ultrapixel_jax import UltraPixel
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.web.gallery import Gallery
 from ultrapixel_jax.web.routes import Routes
 from ultrapixel_jax.web.sent import Sent
@@ -36,11 +37,18 @@ class Stepping(FakeCascade):
         self.conditioner = types.SimpleNamespace(
             on_demand=types.SimpleNamespace(control_identity=lambda kind: "")
         )
+        self.personal.words = self.words
         self.previewer = types.SimpleNamespace(variables={"previewer": 1})
         self.before: dict[tuple[str, int], Callable[[], Any]] = {}
         """What happens before a step is told of, by stage and step."""
         self.drawn: list[str] = []
         self.last: Any = ()
+
+    @staticmethod
+    def words(path: str, checksum: str) -> tuple[str | None, ...]:
+        if Path(path).read_bytes() == b"no LoRA":
+            raise UserError(f"{path} is no LoRA of this model")
+        return "[cat]", None
 
     def previewed(self, latent: Any) -> np.ndarray:
         return np.full((len(latent), 24, 32, 3), int(latent.flat[0]), np.uint8)

@@ -62,6 +62,7 @@ def test_what_cannot_be_drawn_from_is_refused(
 def test_what_steers_a_picture_comes_back_from_it(web: Client, cascade: Stepping, tmp_path: Path) -> None:
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras" / "cat.safetensors").write_bytes(b"cat")
+    (tmp_path / "loras" / "other.safetensors").write_bytes(b"no LoRA")
     (first,) = web.draw(prompt="a red circle", seed=1)["pictures"]
     (kept, other) = (send(web, picture(colour=colour))[1]["source"] for colour in ("red", "blue"))
     guides = [
@@ -71,8 +72,13 @@ def test_what_steers_a_picture_comes_back_from_it(web: Client, cascade: Stepping
         {"role": "image_prompt", "source": other, "amount": 2.0},
     ]
     loras = [{"name": "cat.safetensors", "scale": 0.5}]
-    assert web.get("/api/model")[1]["loras"] == ["cat.safetensors"]
-    job = web.draw(prompt="a blue circle", seed=2, guides=guides, loras=loras)
+    assert web.get("/api/model")[1]["loras"] == ["cat.safetensors", "other.safetensors"]
+    assert web.get("/api/loras/cat.safetensors") == (200, {"words": ["[cat]", None]})
+    for name, words in (("other.safetensors", "no LoRA"), ("..%2Fcat.safetensors", "there is no LoRA")):
+        status, answer = web.get(f"/api/loras/{name}")
+        assert status in (400, 404) and words in answer["error"] and str(tmp_path) not in answer["error"]
+    token = ["[dog]=^dog</w>", "[x]"]
+    job = web.draw(prompt="a blue circle", seed=2, guides=guides, loras=loras, token=token)
     assert job["state"] == "done", job["error"]
     steered = cascade.last[0].conditions
     assert (steered.start.strength, steered.start.strength_hr) == (0.4, 0.4)
@@ -81,11 +87,12 @@ def test_what_steers_a_picture_comes_back_from_it(web: Client, cascade: Stepping
         ("canny", 0.5, False), ("inpainting", 0.7, True),
     ]  # fmt: skip
     assert (steered.image_prompts[0].weight, steered.loras[0].scale) == (2.0, 0.5)
+    assert [(one.name, one.pattern) for one in steered.tokens] == [("[dog]", "^dog</w>"), ("[x]", "")]
     status, found = web.get(f"/api/pictures/{job['pictures'][0]}")
     plain = [{key: one[key] for key in ("role", "source", "mask", "amount") if key in one} for one in
              found["asked"]["guides"]]  # fmt: skip
     assert status == 200 and sorted(plain, key=str) == sorted(guides, key=str)
-    assert (found["asked"]["loras"], found["missing"]) == (loras, [])
+    assert (found["asked"]["loras"], found["asked"]["token"], found["missing"]) == (loras, token, [])
     assert {(one["height"], one["width"]) for one in found["asked"]["guides"]} == {(256, 264)}
     again = {**found["asked"], "guides": plain}
     assert web.draw(**again)["pictures"] == job["pictures"]
@@ -114,6 +121,9 @@ def test_what_steers_a_picture_comes_back_from_it(web: Client, cascade: Stepping
         ({"guides": [{"role": "image", "source": "pictures/0.png"}], "width": 512}, "another aspect ratio"),
         ({"loras": [{"name": "../x.safetensors"}]}, "there is no LoRA '../x.safetensors'"),
         ({"loras": [{"name": "/etc/passwd"}]}, "there is no LoRA '/etc/passwd'"),
+        ({"token": ["=^cat</w>"]}, "is not NAME=PATTERN"),
+        ({"token": [["[cat]"]]}, "token must be NAME=PATTERN"),
+        ({"token": ["[cat]"] * 17}, "17 new words are too many"),
     ],
 )  # fmt: skip
 def test_what_cannot_steer_is_said(web: Client, tmp_path: Path, asked: dict[str, Any], words: str) -> None:

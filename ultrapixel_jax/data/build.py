@@ -98,7 +98,9 @@ def build(
             what the source was before.
     """
     how = Reading(**reading)
-    items = sources.list_source(source, kind, image_key, how.caption_key, how.encoding)
+    kind, items = sources.list_source(source, kind, image_key, how.caption_key, how.encoding)
+    for line in _without_effect(kind, items, image_key, how):
+        print(f"warning: {line}", file=sys.stderr)
     parts = [items[i : i + shard_images] for i in range(0, len(items), shard_images)]
     plan = {"source": os.fspath(source), "items": len(items), "shard_images": shard_images,
             **how.described(), "listing": fingerprint([item.id for item in items])}  # fmt: skip
@@ -123,6 +125,26 @@ def build(
         directory.rmtree()  # it holds empty shards, and would stand in the way of the next try
         raise UserError(message)
     return records.finish(records.CaptionedImages, directory, plan, shards)
+
+
+def _without_effect(kind: str, items: Sequence[Item], image_key: str, how: Reading) -> Iterator[str]:
+    """A line for each option that was given and changes nothing of this source."""
+    tables = kind not in ("folder", "webdataset")
+    files = {suffix for item in items for suffix, _ in item.caption_files}
+    given = Reading()
+    if image_key != "image" and not tables:
+        yield f"--image-key {image_key!r:.80} without effect: the images are files"
+    if how.caption_key != given.caption_key and not tables and not any(s.endswith(".json") for s in files):
+        yield f"--caption-key {how.caption_key!r:.80} without effect: no caption is in JSON"
+    if how.encoding != given.encoding and kind == "parquet":
+        yield f"--encoding {how.encoding!r:.80} without effect: Parquet has its own"
+    if how.caption and not any(_takes_caption(item, how) for item in items):
+        yield "--caption without effect: every image has one of its own"
+
+
+def _takes_caption(item: Item, how: Reading) -> bool:
+    """Whether the image gets the caption of those that have none."""
+    return bool(item.problem and item.problem[0] == MISSING_CAPTION and how.caption and item.image)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +192,7 @@ def _read(item: Item, how: Reading, digest: Any) -> tuple[str, bytes]:
         digest.update(repr((item.id, reason)).encode())
         return Skip(reason, detail)
 
-    without = bool(item.problem and item.problem[0] == MISSING_CAPTION and how.caption and item.image)
+    without = _takes_caption(item, how)
     if item.problem and not without:
         raise skip(*item.problem)
     try:

@@ -25,6 +25,7 @@ from ultrapixel_jax import commands
 from ultrapixel_jax.commands import DTYPE, one_of, whole
 from ultrapixel_jax.data.build import summary
 from ultrapixel_jax.data.config import AREAS, LR_LATENT, RATIOS, DataConfig, LrResize
+from ultrapixel_jax.data.text import printable
 from ultrapixel_jax.errors import UserError
 
 PICTURE_QUALITY = 95
@@ -206,6 +207,22 @@ def parser() -> commands.Parser:
     return p
 
 
+def without_effect(checkpoints: Sequence[str], without: Sequence[str]) -> Iterator[str]:
+    """A line for each of `checkpoints` that nothing is taken from."""
+    from ultrapixel_jax.checkpoints.sources import Sources
+    from ultrapixel_jax.data.encode import NAMES
+
+    def taken(directories: Sequence[str]) -> Any:
+        sources = Sources(directories)
+        origins = {n: sources.entries[n].origin for n in NAMES if n in sources.entries and n not in without}
+        return origins, str(sources.tokenizer), lr_latent_of(sources)
+
+    for i, directory in enumerate(checkpoints if len(checkpoints) > 1 else ()):
+        if taken([*checkpoints[:i], *checkpoints[i + 1 :]]) == taken(checkpoints):
+            names = ", ".join(name for name in NAMES if name not in without)
+            yield f"checkpoint {printable(directory)} without effect: the others have {names}"
+
+
 def run(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
@@ -213,6 +230,8 @@ def run(argv: Sequence[str] | None) -> None:
     from ultrapixel_jax.data.encode import load_encoders
 
     sources = Sources(o.checkpoint)
+    for line in without_effect(o.checkpoint, o.without):
+        print(f"warning: {line}", file=sys.stderr)
     config = DataConfig(
         path=o.dataset, areas=tuple(o.areas), ratios=tuple(o.ratios), seed=o.seed, batch_size=o.batch_size,
         lr_resize=o.lr_resize, lr_latent=o.lr_latent or lr_latent_of(sources),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from etils import epath
 
@@ -27,9 +28,15 @@ NAMES = {"folder": PICTURES, "webdataset": (".tar",), "jsonl": JSON_LINES, "csv"
 """Names of the files that make a source one of a kind."""
 
 
-def list_source(
-    source: str, kind: str, image_key: str, caption_key: str, encoding: str = "utf-8"
-) -> list[Item]:
+class Listing(NamedTuple):
+    """What a source consists of."""
+
+    kind: str
+    """One of `KINDS`."""
+    items: list[Item]
+
+
+def list_source(source: str, kind: str, image_key: str, caption_key: str, encoding: str = "utf-8") -> Listing:
     """Every image of `source`, in an order that depends on the names alone, and whatever else is there.
 
     Args:
@@ -72,7 +79,7 @@ def list_source(
             f"source {printable(source)!r} has no images; known are {', '.join(PICTURES[:8])}, … in folders, "
             ".tar files (WebDataset), .jsonl, .csv and .parquet files"
         )
-    return items
+    return Listing(kind, items)
 
 
 def _files(source: str) -> tuple[list[Entry], list[Item], bool]:

@@ -64,6 +64,15 @@ class Personal:
         """
         self._table(conditions)
 
+    def words(self, path: str, checksum: str) -> tuple[str | None, ...]:
+        """New words that the LoRA at `path` brings, as they stand in prompts; None for one whose name it does
+        not say.
+
+        Raises:
+            UserError: it is no LoRA of this model, or cannot be read.
+        """
+        return tuple(token.name for token in self._read(path, checksum).tokens)
+
     def tokenizer(self, conditions: Conditions) -> Tokenizer:
         """The one that knows the words of `conditions`.
 

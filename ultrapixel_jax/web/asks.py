@@ -21,7 +21,8 @@ MAX_BATCH = 16
 """Pictures at once, and with it the memory that a browser can ask for."""
 DEFAULT_SIDE = 1024
 KEYS = ("prompt", "negative_prompt", "seed", "height", "width", "num_images", *SETTINGS, *SETTINGS_B)
-"""What may be said. Prompt files know more: names of files, for which a browser has guides and LoRAs."""
+"""What may be said. Prompt files know more: names of files, for which a browser has the following."""
+STEERING = ("guides", "loras", "token")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +51,10 @@ def read(values: object, shelf: Shelf) -> Ask:
     batch_size = found.pop("batch_size", 1)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= MAX_BATCH:
         raise UserError(f"batch size {batch_size!r:.80} is not a whole number from 1 to {MAX_BATCH}")
-    steered = steering.read(found.pop("guides", None), found.pop("loras", None), shelf)
+    steered = steering.read(*(found.pop(key, None) for key in STEERING), shelf)
     for key in found:
         if key not in KEYS:
-            raise UserError(unknown_key(key, [*KEYS, "guides", "loras", "batch_size"], "key"))
+            raise UserError(unknown_key(key, [*KEYS, *STEERING, "batch_size"], "key"))
     for key in ("prompt", "negative_prompt"):
         text = found.get(key)
         if isinstance(text, str) and len(text) > MAX_PROMPT:

@@ -8,6 +8,7 @@
 - ``GET /api/jobs/ID/KIND/N``: a preview
 - ``GET /api/pictures?start=…``: the gallery; ``/api/pictures/NAME`` one picture's settings
 - ``POST /api/settings?name=…``: the settings of a PNG that is sent
+- ``GET /api/loras/NAME``: the new words that a LoRA brings
 - ``POST /api/sent``: a picture to draw from; ``GET /sent/NAME``
 - ``GET /pictures/NAME``: the file; ``/small/SIDE/VERSION/NAME`` a small one
 - ``GET /tiles/VERSION/NAME.dzi``: Deep Zoom; ``/tiles/VERSION/NAME_files/LEVEL/COLUMN_ROW.png``
@@ -31,6 +32,7 @@ from urllib.parse import quote
 from ultrapixel_jax.config import HR_FIELDS, MAX_STEPS, SamplerName, ScheduleName
 from ultrapixel_jax.config.version import __version__
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sampling import given
 from ultrapixel_jax.sampling.requests import MAX_SEED, SETTINGS, SETTINGS_B
 from ultrapixel_jax.sizes import LR_SIDE, MAX_SIDE, MIN_SIDE, Bucket, outside_training
 from ultrapixel_jax.web import asks, reading, steering, tiles
@@ -96,6 +98,8 @@ class Routes:
                 return Answer.json(self._described(self._gallery.path(name), name))
             case "POST", "api", "settings":
                 return Answer.json(self._settings(asked))
+            case "GET", "api", "loras", name:
+                return Answer.json({"words": self._words(self._shelf.lora(name))})
             case "POST", "api", "sent":
                 return Answer.json(self._with_upload(asked, self._shelf.sent.keep, *GIVEN))
             case "GET", "sent", name:
@@ -163,6 +167,14 @@ class Routes:
         known = guidance and outside_training(height, width, guidance.trained_sides, guidance.trained_ratio)
         return dataclasses.asdict(bucket) | {"guided": guidance is not None, "doubt": known or ""}
 
+    def _words(self, lora: Path) -> tuple[str | None, ...]:
+        """New words that the file brings; None for one without its name."""
+        try:
+            file = given.file(lora)
+            return self._studio.model.cascade.personal.words(file.path, file.checksum)
+        except UserError as error:
+            raise UserError(steering.by_name(error, lora)) from error
+
     def _events(self, browser: str) -> Iterator[bytes]:
         yield b"retry: 1000\n\n"
         for shown in self._studio.changes(browser, HEARTBEAT):
@@ -200,7 +212,7 @@ class Routes:
         """The settings of a picture, with what steered it as far as that is here."""
         found = reading.settings(path, name)
         steered = steering.guides_of(found.pop("conditions"), self._shelf)
-        found["asked"] |= {key: steered[key] for key in ("guides", "loras")}
+        found["asked"] |= {key: steered[key] for key in asks.STEERING}
         return found | {"missing": steered["missing"]}
 
     def _with_upload(self, asked: Asked, use: Callable[[Path], Any], *kinds: str) -> Any:

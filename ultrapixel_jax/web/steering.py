@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ultrapixel_jax.commands import number
-from ultrapixel_jax.errors import UserError, nearest, unknown_key
-from ultrapixel_jax.sampling.condition_keys import KEYS
+from ultrapixel_jax.errors import UserError, nearest, one_line, unknown_key
+from ultrapixel_jax.sampling import condition_keys
 from ultrapixel_jax.web.gallery import Gallery
 from ultrapixel_jax.web.sent import FOLDER, Sent
 from ultrapixel_jax.web.server import RefusedError
 
 MAX_GUIDES = 4
 """Pictures of one request: each takes memory."""
+MAX_WORDS = 16
+"""New words of one request."""
 ROLES = {
     "image": "image", "upscale": "upscale", "inpaint": "inpaint", "image_prompt": "image_prompt",
     "canny": "control", "super_resolution": "control", "inpainting": "control",
@@ -87,15 +89,16 @@ class Shelf:
 
 def available() -> list[str]:
     """Roles that this version knows."""
-    return [role for role, key in ROLES.items() if key in KEYS]
+    return [role for role, key in ROLES.items() if key in condition_keys.KEYS]
 
 
-def read(guides: object, loras: object, shelf: Shelf) -> dict[str, Any]:
+def read(guides: object, loras: object, words: object, shelf: Shelf) -> dict[str, Any]:
     """Conditions by the names of `condition_keys.KEYS`, as an `Entry` has them.
 
     Args:
         guides: a list of objects with `role`, `source`, and optionally `mask` and `amount`.
         loras: a list of objects with `name` and optionally `scale`.
+        words: a list of new words that LoRAs bring without their names, as ``NAME=PATTERN``.
         shelf: what can be named.
 
     Raises:
@@ -107,14 +110,18 @@ def read(guides: object, loras: object, shelf: Shelf) -> dict[str, Any]:
         _add(found, guide, shelf)
     for lora in _objects("loras", loras, ("name", "scale")):
         found.setdefault("lora", []).append((shelf.lora(lora.get("name")), _number(lora.get("scale"), 1.0)))
+    if words:
+        found["token"] = condition_keys.read("token", words)
+        if len(found["token"]) > MAX_WORDS:
+            raise UserError(f"{len(found['token'])} new words are too many; at most {MAX_WORDS} are taken")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def guides_of(conditions: object, shelf: Shelf) -> dict[str, Any]:
-    """Inverse of `read`, of a picture's metadata: `guides`, `loras`, and the names of files that are not here
-    under `missing`. What the metadata says beside that is passed over.
+    """Inverse of `read`, of a picture's metadata: `guides`, `loras`, `token`, and the names of files that are
+    not here under `missing`. What the metadata says beside that is passed over.
     """
-    found: dict[str, Any] = {"guides": [], "loras": [], "missing": []}
+    found: dict[str, Any] = {"guides": [], "loras": [], "token": [], "missing": []}
     of: Mapping[str, Any] = conditions if isinstance(conditions, Mapping) else {}
 
     def source(value: Mapping[str, Any], name: str) -> str | None:
@@ -147,7 +154,24 @@ def guides_of(conditions: object, shelf: Shelf) -> dict[str, Any]:
             name = Path(str(lora["file"]["path"])).name
             where = found["loras"] if name in shelf.loras else found["missing"]
             where.append({"name": name, "scale": lora.get("scale", 1.0)} if name in shelf.loras else name)
+        for word in of.get("tokens", ()):
+            pattern = str(word.get("pattern", ""))
+            found["token"].append(str(word["name"]) + (f"={pattern}" if pattern else ""))
     return found
+
+
+def by_name(error: Exception, *given: object) -> str:
+    """The message of `error` on one line, files among `given` by name instead of by path."""
+    said, left = one_line(error), list(given)
+    while left:
+        value = left.pop()
+        if isinstance(value, Path):
+            said = said.replace(str(value), value.name)
+        elif isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, (tuple, list)):
+            left += value
+    return said
 
 
 def _add(found: dict[str, Any], guide: Mapping[str, Any], shelf: Shelf) -> None:

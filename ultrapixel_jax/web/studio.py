@@ -18,6 +18,7 @@ from ultrapixel_jax import UltraPixel
 from ultrapixel_jax.errors import UserError, one_line
 from ultrapixel_jax.sampling import effects, pictures
 from ultrapixel_jax.sampling.requests import Request, plan, slug
+from ultrapixel_jax.web import steering
 from ultrapixel_jax.web.asks import Ask
 from ultrapixel_jax.web.gallery import Gallery
 from ultrapixel_jax.web.jobs import Job
@@ -84,8 +85,8 @@ class Studio:
         """
         try:
             requests = self._requests(ask)
-        except UserError as error:  # files are called by their names in the output directory, not by paths
-            raise UserError(one_line(error).replace(f"{self.gallery.directory}/", "")) from error
+        except UserError as error:
+            raise UserError(steering.by_name(error, ask.entry.conditions)) from error
         batch_size = self.model.device_batch(ask.batch_size)
         batches = len(plan(requests, batch_size, self.model.cascade.lr_side))
         load = Load(self._steps(requests[0]), requests[0].height * requests[0].width, batch_size)
@@ -196,7 +197,7 @@ class Studio:
             except CancelledError:
                 state = "cancelled"
             except UserError as fault:
-                state, error = "failed", one_line(fault)
+                state, error = "failed", steering.by_name(fault, job.ask.entry.conditions)
             except Exception as fault:  # of this request alone: the next ones are drawn
                 print(f"error: {job.ask.entry.prompt!r:.80} failed", file=sys.stderr)
                 traceback.print_exc()

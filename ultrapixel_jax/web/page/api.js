@@ -25,6 +25,7 @@ export const plan = (height, width, signal) => ask(`api/plan?height=${height}&wi
 export const draw = (asked) =>
   ask(`api/jobs?browser=${browser}`, { method: "POST", headers: json, body: JSON.stringify(asked) });
 export const cancel = (id) => ask(`api/jobs/${id}`, { method: "DELETE" });
+export const words = (lora) => ask(`api/loras/${encodeURIComponent(lora)}`);
 export const pictures = (start) => ask(`api/pictures?start=${start}`);
 export const settings = (name) => ask(`api/pictures/${encodeURIComponent(name)}`);
 

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { $, h, tell } from "./dom.js";
+import { askForMask } from "./mask.js";
 
 const ROLES = {
   image: ["start from it", "how far from it, 0 to 1", 0.6],
@@ -44,14 +45,25 @@ export function makeGuides(model, sized, changed) {
       changed();
     });
     const mask = MASKED.includes(guide.role)
-      ? h("label", { className: "button plain file" }, guide.mask ? "mask ✓" : "mask…", fileInput("Mask: white is painted anew", async (file) => {
-        guide.mask = (await api.send(file, model.limits.upload)).source;
-        show();
-      }))
+      ? h("button", { type: "button", className: "plain mask", "aria-label": "Paint what is to be drawn anew", onclick: () => masked(guide) }, guide.mask ? "mask ✓" : "mask…")
       : null;
     return h("li", {},
-      h("img", { src: guide.source.startsWith("pictures/") ? address(guide.source) : guide.source, alt: "" }),
+      h("img", { src: address(guide.source), alt: "" }),
       role, amount, mask, remove("the picture", () => { guides = guides.filter((one) => one !== guide); }));
+  }
+
+  async function masked(guide) {
+    try {
+      const found = await askForMask(address(guide.source), guide.strokes ?? []);
+      if (found) {
+        guide.mask = (await api.send(found.file, model.limits.upload)).source;
+        guide.strokes = found.strokes;
+      }
+    } catch (error) {
+      tell(error.message);
+    }
+    show();
+    $("guides").querySelector(".mask")?.focus();
   }
 
   function loraRow(lora) {
@@ -61,8 +73,42 @@ export function makeGuides(model, sized, changed) {
       lora.scale = scale.valueAsNumber;
       changed();
     });
-    return h("li", {}, h("span", { className: "prompt" }, lora.name), scale, remove(lora.name, () => { loras = loras.filter((one) => one !== lora); }));
+    const words = (lora.words ?? []).filter(Boolean).map((word) => h(
+      "button", { type: "button", className: "link", title: "Put it into the prompt", "aria-label": `Put ${word} into the prompt`, onclick: () => put(word) }, word,
+    ));
+    return h("li", {},
+      h("span", { className: "prompt", title: lora.name }, lora.name), ...words, scale, remove(lora.name, () => { loras = loras.filter((one) => one !== lora); }));
   }
+
+  /** Puts a word into the prompt, where the caret is. */
+  function put(word) {
+    const prompt = $("prompt");
+    const [before, after] = [prompt.value.slice(0, prompt.selectionStart), prompt.value.slice(prompt.selectionEnd)];
+    const space = (text, end) => (text && !end.test(text) ? " " : "");
+    prompt.setRangeText(space(before, /\s$/) + word + space(after, /^\s/), prompt.selectionStart, prompt.selectionEnd, "end");
+    prompt.focus();
+    changed();
+  }
+
+  /** Asks which new words a LoRA brings; one that cannot be used goes away with the reason. */
+  async function addLora(name) {
+    const lora = { name, scale: 1 };
+    loras.push(lora);
+    show();
+    await learn(lora);
+  }
+
+  async function learn(lora) {
+    try {
+      lora.words = (await api.words(lora.name)).words;
+    } catch (error) {
+      loras = loras.filter((one) => one !== lora);
+      tell(error.message);
+    }
+    show();
+  }
+
+  const nameless = () => loras.some((lora) => lora.words?.includes(null));
 
   function remove(what, act) {
     return h("button", { type: "button", className: "link", "aria-label": `Without ${what}`, onclick: () => { act(); show(); } }, "✕");
@@ -78,6 +124,7 @@ export function makeGuides(model, sized, changed) {
   function show() {
     $("guides").replaceChildren(...guides.map(guideRow));
     $("loras").replaceChildren(...loras.map(loraRow));
+    $("token-field").hidden = !nameless() && !$("token").value;
     changed();
   }
 
@@ -97,9 +144,9 @@ export function makeGuides(model, sized, changed) {
   $("guide-add").append(fileInput("Add a picture to draw from", send));
   $("lora-add").append(h("option", { value: "" }, "Add one…"), ...model.loras.map((name) => h("option", { value: name }, name)));
   $("lora-add").addEventListener("change", () => {
-    if ($("lora-add").value) loras.push({ name: $("lora-add").value, scale: 1 });
+    const name = $("lora-add").value;
     $("lora-add").value = "";
-    show();
+    if (name) addLora(name);
   });
 
   return {
@@ -109,20 +156,27 @@ export function makeGuides(model, sized, changed) {
     /** What is sent with the form. */
     read() {
       for (const guide of guides) {
-        if (MASKED.includes(guide.role) && !guide.mask) throw new Error("the picture to paint into needs a mask: white is painted anew");
+        if (MASKED.includes(guide.role) && !guide.mask) throw new Error("the picture to paint into needs a mask: paint what is to be drawn anew");
       }
       const sent = guides.map(({ role, source, mask, amount }) => ({ role, source, amount, ...(MASKED.includes(role) ? { mask } : {}) }));
-      return { ...(sent.length ? { guides: sent } : {}), ...(loras.length ? { loras } : {}) };
+      const token = loras.length ? $("token").value.split(/\s+/).filter(Boolean) : [];
+      return {
+        ...(sent.length ? { guides: sent } : {}),
+        ...(loras.length ? { loras: loras.map(({ name, scale }) => ({ name, scale })) } : {}),
+        ...(token.length ? { token } : {}),
+      };
     },
     fill(asked) {
       guides = (asked.guides || []).filter((guide) => roles.includes(guide.role)).map((guide) => ({ ...guide }));
       loras = (asked.loras || []).filter((lora) => model.loras.includes(lora.name)).map((lora) => ({ ...lora }));
+      $("token").value = (asked.token || []).join(" ");
       show();
+      loras.forEach(learn);
     },
   };
 }
 
-const address = (source) => `pictures/${encodeURIComponent(source.slice("pictures/".length))}`;
+const address = (source) => source.split("/").map(encodeURIComponent).join("/");
 
 function fileInput(label, use) {
   const input = h("input", { type: "file", accept: "image/png,image/jpeg,image/webp", className: "hidden", "aria-label": label });
