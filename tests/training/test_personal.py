@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from tests.models.filled import SMALL, filled
 from tests.training.steps import config_of, latents, rows_of, with_
@@ -16,6 +17,7 @@ from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, Tokenizer
 from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models.clip_text import ClipText
+from ultrapixel_jax.models.lora import Lora, changes, merge, misfit
 from ultrapixel_jax.training.config import GuidanceTask, LoraTask, PersonalTask
 from ultrapixel_jax.training.inputs import with_words
 from ultrapixel_jax.training.tasks import make_task
@@ -123,6 +125,47 @@ def test_gradient_of_the_words_alone(networks: Any, batch: Any, params: Any) -> 
     np.testing.assert_allclose((plus - minus) / (2 * step), length, rtol=1e-2)
     assert np.abs(gradient[0]).max() > 0 and not np.any(gradient[1])  # [owl] is in no caption
     assert set(np.flatnonzero(np.abs(of_table).max(1))) <= set(np.unique(batch["ids"]))
+
+
+def test_changes_of_the_text_encoder_are_those_of_its_weights(networks: Any, batch: Any) -> None:
+    """Beside the weights in training, merged in sampling; all learn, and nothing changes at first."""
+    text = dataclasses.replace(LORA, modules=(".*/out",), text_modules=(".*/(q|mlp_in)", "text_projection"))
+    model = dataclasses.replace(SMALL, lora=text)
+    task = make_task(with_(CONFIG, model=model))
+    start = task.initial("lora", jax.random.key(1))["params"]
+    assert sorted(start["clip_text"]["layer_0"]) == ["attention", "mlp_in"]
+    rng = np.random.default_rng(0)
+    moved = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), start)
+
+    def loss(own: Any, given: Any) -> Any:
+        return task.loss({"lora": own}, {"lora": {}}, given, task.part(1, batch)).loss.sum()
+
+    compiled = jax.jit(jax.value_and_grad(loss), compiler_options=UNOPTIMISED)
+    found, gradient = compiled(moved, networks)
+    for path, change in traverse_util.flatten_dict(gradient["clip_text"], sep="/").items():
+        assert np.abs(change).max() > 0, path
+    still = jax.tree.map(lambda x: x, moved)
+    still["clip_text"] = start["clip_text"]
+    own = changes(moved["clip_text"], text.alpha)
+    assert misfit(Lora("here", {"clip_text": own}), STAGE_C, SMALL.clip_text) is None
+    merged = {**networks, "clip_text": merge(networks["clip_text"], [(own, 1.0)])}
+    expected, _ = compiled(still, merged)
+    before, _ = compiled(still, networks)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert abs(float(found - before)) > 1e-3 * float(before)
+
+
+def test_text_modules_that_cannot_be_trained() -> None:
+    def model(*own: str) -> Any:
+        return dataclasses.replace(SMALL, lora=dataclasses.replace(LORA, tokens=(), text_modules=own))
+
+    with pytest.raises(UserError, match="matches no layer of the text encoder"):
+        make_task(with_(CONFIG, model=model("in_proj"))).initial("lora", jax.random.key(0))
+    with pytest.raises(UserError, match=r"lora\.text_modules: '\(' is no regular expression"):
+        model("(")
+    with pytest.raises(UserError, match=r"model\.lora\.text_modules is for personalisation"):
+        with_(CONFIG, task=LoraTask(), model=model(".*"))
+    assert make_task(with_(CONFIG, model=model(".*"))).frozen == ("stage_c", "guidance", "clip_text")
 
 
 def test_words_that_cannot_be_trained() -> None:

@@ -147,6 +147,9 @@ class CascadeConfig:
     """Sampling of stage B."""
 
     def __post_init__(self) -> None:
+        if self.lora.text_modules and self.lora.clip_text != self.clip_text:
+            own = dataclasses.replace(self.lora, clip_text=self.clip_text)
+            object.__setattr__(self, "lora", own)  # frozen; nobody has seen it yet
         if self.guidance is not None:
             for level in self.stage_c.levels:
                 if level.channels != self.guidance.channels:

@@ -332,6 +332,11 @@ class LoraConfig:
     """Tokens appended to the vocabulary where `tokens` does not name them."""
     text_width: int = 1280
     """Width of their embeddings."""
+    text_modules: tuple[str, ...] = ()
+    """Patterns of the text encoder's layers that are changed too: `.*` is all, `.*/(q|k|v|out)` its
+    attention."""
+    clip_text: ClipTextConfig | None = None
+    """The text encoder that it changes: the cascade's, where `text_modules` names some."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -340,13 +345,14 @@ class LoraConfig:
             raise UserError(f"lora.alpha {self.alpha} must be positive")
         if not self.modules:
             raise UserError(f"lora.modules is empty; give a pattern of stage C's layers like {ATTENTION}")
-        for pattern in self.modules:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(
-                    f"lora.modules: {pattern!r:.80} is no regular expression ({error})"
-                ) from error
+        for name in ("modules", "text_modules"):
+            for pattern in getattr(self, name):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise UserError(
+                        f"lora.{name}: {pattern!r:.80} is no regular expression ({error})"
+                    ) from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,19 +152,33 @@ def thirds(sizes: Mapping[str, Size]) -> dict[str, Size]:
 
 
 def targeted(config: LoraConfig) -> dict[str, Size]:
-    """The layers that are trained, with their sizes.
+    """The layers of stage C that are trained, with their sizes.
 
     Raises:
         UserError: a pattern finds none.
     """
-    sizes = stage_c_layers(config.stage_c)
-    for pattern in config.modules:
+    return _matched("modules", config.modules, stage_c_layers(config.stage_c), "stage C")
+
+
+def targeted_text(config: LoraConfig) -> dict[str, Size]:
+    """The layers of the text encoder that are trained, with their sizes.
+
+    Raises:
+        UserError: a pattern finds none.
+    """
+    if config.clip_text is None:
+        return {}
+    return _matched("text_modules", config.text_modules, text_layers(config.clip_text), "the text encoder")
+
+
+def _matched(field: str, patterns: Sequence[str], sizes: Mapping[str, Size], network: str) -> dict[str, Size]:
+    for pattern in patterns:
         if not any(re.fullmatch(pattern, path) for path in sizes):
             raise UserError(
-                f"lora.modules: {pattern!r:.80} matches no layer of stage C; they are called like "
+                f"lora.{field}: {pattern!r:.80} matches no layer of {network}; they are called like "
                 f"{', '.join(list(sizes)[-3:])}"
             )
-    found = {path for path in sizes if any(re.fullmatch(pattern, path) for pattern in config.modules)}
+    found = {path for path in sizes if any(re.fullmatch(pattern, path) for pattern in patterns)}
     return {path: size for path, size in sizes.items() if path in found}
 
 
@@ -175,7 +189,8 @@ def init(key: Array, config: LoraConfig, dtype: Any = jnp.float32) -> dict[str, 
     """Initial variables: `down` zero and `up` standard normal, so that nothing changes at first."""
     count = len(config.tokens) or config.new_tokens
     flat: dict[str, Any] = {"embeddings": jnp.zeros((count, config.text_width), dtype)}
-    for i, (path, (inputs, outputs)) in enumerate(targeted(config).items()):
+    text = {f"clip_text/{path}": size for path, size in targeted_text(config).items()}
+    for i, (path, (inputs, outputs)) in enumerate({**targeted(config), **text}.items()):
         up = jax.random.normal(jax.random.fold_in(key, i), (outputs, config.rank), dtype)
         flat |= {f"{path}/down": jnp.zeros((config.rank, inputs), dtype), f"{path}/up": up}
     return {"params": traverse_util.unflatten_dict(flat, sep="/")}
@@ -206,6 +221,14 @@ def branches(lora: Mapping[str, Any], config: LoraConfig, *, scanned: bool) -> d
             f"lora.modules {' '.join(config.modules):.80} are not the same layers in all blocks of a level, "
             "which are stacked; give --no-scanned, or patterns without numbers of layers"
         ) from error
+
+
+def text_branches(lora: Mapping[str, Any], config: LoraConfig) -> dict[str, Any]:
+    """The changes of the text encoder, as `branches` has those of stage C."""
+    flat: dict[str, Any] = {}
+    for path, change in changes(lora["params"].get("clip_text", {}), config.alpha).items():
+        flat |= {f"{path}/down": change.down, f"{path}/up": change.up * config.alpha}
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 # ---------------------------------------------------------------------------- sampling

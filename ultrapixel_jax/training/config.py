@@ -362,6 +362,10 @@ class TrainConfig:
         guidance = self.model.guidance
         if isinstance(self.task, GuidanceTask) and guidance is None:
             raise UserError("this task trains model.guidance, which is None; give it a configuration")
+        if isinstance(self.task, LoraTask) and self.model.lora.text_modules:
+            raise UserError(
+                "model.lora.text_modules is for personalisation: LoraTask leaves the text encoder as it is"
+            )
         if isinstance(self.task, GUIDED) and guidance and self.data.lr_latent not in (0, self.lr_latent):
             raise UserError(
                 f"data.lr_latent {self.data.lr_latent} is not the model's: model.guidance.lr_side "

@@ -121,8 +121,9 @@ class _Drawing:
         words = ()
         if "lora" in known:
             params = known.pop("lora")["params"]
-            own = lora.changes(params, config.model.lora.alpha)
-            known["stage_c"] = lora.merge(known["stage_c"], [(own, 1.0)])
+            for name, part in (("stage_c", params), ("clip_text", params.get("clip_text", {}))):
+                if own := lora.changes(part, config.model.lora.alpha):
+                    known[name] = lora.merge(known[name], [(own, 1.0)])
             if config.model.lora.tokens:
                 words = lora.named_tokens(config.model.lora, fetch(params["embeddings"]))
         variables = {}

@@ -35,14 +35,19 @@ class TrainPersonal(Task):
         return bool(self.config.model.lora.tokens)
 
     @property
+    def _reads(self) -> bool:
+        """Whether captions are encoded in the step: their encoding is in training."""
+        return self._words or bool(self.config.model.lora.text_modules)
+
+    @property
     def trained(self) -> tuple[str, ...]:
-        """The changes, with the offsets of the new words."""
+        """The changes, the text encoder's too, with the offsets of the new words."""
         return ("lora",)
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """All other networks: the text encoder too, since captions with new words are encoded in the step."""
-        own = ("stage_c", *(["guidance"] if self._guided else []), *(["clip_text"] if self._words else []))
+        """All other networks: the text encoder too, where captions are encoded in the step."""
+        own = ("stage_c", *(["guidance"] if self._guided else []), *(["clip_text"] if self._reads else []))
         return tuple(dict.fromkeys((*own, *encoders(self))))
 
     def arrange(self, name: str, variables: Variables) -> dict[str, Any]:
@@ -74,7 +79,7 @@ class TrainPersonal(Task):
         config, batch = self.config.model, batch_size(shapes)
         text = config.clip_text.positions
         once = flops.stage_c_condition_flops(config.stage_c, batch, text_tokens=text)
-        if self._words:
+        if self._reads:
             once += 2 * flops.clip_text_flops(config.clip_text, batch)
         if not any(name in shapes for name in HIGH):
             size = latent_size(shapes, "latent_lr")
@@ -100,7 +105,10 @@ class TrainPersonal(Task):
         assert isinstance(task, PersonalTask)
         own = params["lora"]
         words = encode.words(batch, frozen, own["embeddings"]) if self._words else None
-        text = encode.text(batch, frozen, config.model, self.dtype, words)
+        readers = dict(frozen)
+        if text_changes := lora.text_branches({"params": own}, config.model.lora):
+            readers["clip_text"] = {**frozen["clip_text"], "lora": text_changes}
+        text = encode.text(batch, readers, config.model, self.dtype, words)
         changes = lora.branches({"params": own}, config.model.lora, scanned=config.scanned)
         networks = {**frozen, "stage_c": {**frozen["stage_c"], "lora": changes}}
         dropout = self.training and task.frozen_dropout
