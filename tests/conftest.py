@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # convert/, configs/ and the scripts are used from the checkout
     sys.path.insert(0, str(ROOT))
 
+import tests.shapes  # noqa: E402, F401  by name the checker of `--jaxtyping-packages`
+
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and child processes inherit the first process's
     COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
     # Several runs of `tests.mutants` share one.

@@ -229,7 +229,7 @@ def test_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b"[\n{},\n]", ": not valid JSON: .* at line 3 column 1"),
+        ("a.json", b"[\n{},\n]", ": not valid JSON: .* at line [23] column"),
         ("a.txt", b'[{"prompt": "a"},]', ": not valid JSON"),
         ("a.json", b'["a", {"sead": 1}]', ": item 2: unknown key: 'sead'; did you mean 'seed'"),
         ("a.json", b"[1]", "not an array of objects or of prompts"),

@@ -98,9 +98,12 @@ def test_a_step_is_adamw_and_frozen_statistics_stay(stage_c: Any) -> None:
             a, b = a[name], b[name]
         a, b = a["kernel"], b["kernel"]
         # AdamW's first update is the sign of the gradient: the loss rises along it, by its sum of absolutes.
-        sign = np.sign((1 - 1e-3 * optimizer.weight_decay) * a - b)
+        # A gradient that rounding alone makes, as small as AdamW's epsilon, moves less.
+        change = (1 - 1e-3 * optimizer.weight_decay) * a - b
+        sign = np.sign(change)
         assert (sign != 0).mean() > 0.9
-        np.testing.assert_allclose((1 - 1e-3 * optimizer.weight_decay) * a - b, 1e-3 * sign, atol=2e-5)
+        assert np.abs(change).max() < 1e-3 + 2e-5
+        assert (np.abs(change - 1e-3 * sign) < 2e-5).mean() > 0.99
 
         def moved(h: float, path: Any = path, sign: Any = sign, a: Any = a) -> float:
             tree: Any = jax.tree.map(lambda x: x, old)

@@ -25,7 +25,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -79,6 +79,7 @@ def build(
     shard_images: int = 256,
     workers: int = 0,
     quiet: bool = False,
+    note: Callable[[str], object] = lambda line: None,
     **reading: Any,
 ) -> dict[str, Any]:
     """Build the dataset `output` from `source`, or go on with it; returns its report.
@@ -91,6 +92,7 @@ def build(
         shard_images: images of the source per shard.
         workers: processes; 0 works in this one.
         quiet: no progress bar.
+        note: told, before anything is read, of each argument that changes nothing of this source.
         reading: fields of `Reading`.
 
     Raises:
@@ -100,7 +102,7 @@ def build(
     how = Reading(**reading)
     kind, items = sources.list_source(source, kind, image_key, how.caption_key, how.encoding)
     for line in _without_effect(kind, items, image_key, how):
-        print(f"warning: {line}", file=sys.stderr)
+        note(line)
     parts = [items[i : i + shard_images] for i in range(0, len(items), shard_images)]
     plan = {"source": os.fspath(source), "items": len(items), "shard_images": shard_images,
             **how.described(), "listing": fingerprint([item.id for item in items])}  # fmt: skip
@@ -344,12 +346,16 @@ def parser() -> commands.Parser:
     return p
 
 
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
 
     def run() -> None:
         values = vars(parser().read(argv))
-        print(summary(build(**values), values["output"]))
+        print(summary(build(**values, note=_warn), values["output"]))
 
     return commands.run(run, interrupted="repeat the command to go on")
 
