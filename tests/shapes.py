@@ -1,7 +1,7 @@
 """Checks of types and shapes, once for each function and the shapes that it is called with.
 
-Tracing calls the layers of a network hundreds of times with the same shapes, and to check them takes a tenth of
-all time.
+Tracing calls the layers of a network hundreds of times with the same shapes, and to check them takes a tenth
+of all time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import beartype
+import jax
+import numpy as np
 
 PLAIN = (type(None), bool, int, float, str)
 """Types whose values are all that a check can depend on."""
+ARRAYS = (np.ndarray, jax.Array, jax.ShapeDtypeStruct)
+"""Types of which it depends on shape and dtype."""
 
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,7 +44,7 @@ def _kind(value: Any) -> Hashable:
     """What a check of `value` depends on; `_UNKNOWN` where that is more than this knows."""
     if isinstance(value, PLAIN):
         return type(value), value
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if isinstance(value, ARRAYS):
         return type(value), value.shape, value.dtype
     if type(value).__module__.startswith("ultrapixel_jax"):
         return type(value)
