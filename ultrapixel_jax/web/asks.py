@@ -51,7 +51,8 @@ def read(values: object, shelf: Shelf) -> Ask:
     batch_size = found.pop("batch_size", 1)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= MAX_BATCH:
         raise UserError(f"batch size {batch_size!r:.80} is not a whole number from 1 to {MAX_BATCH}")
-    steered = steering.read(*(found.pop(key, None) for key in STEERING), shelf)
+    guides, loras, words = (found.pop(key, None) for key in STEERING)
+    steered = steering.read(guides, loras, words, shelf)
     for key in found:
         if key not in KEYS:
             raise UserError(unknown_key(key, [*KEYS, *STEERING, "batch_size"], "key"))
