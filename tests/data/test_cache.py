@@ -240,7 +240,7 @@ def test_checkpoints_of_which_nothing_is_taken_are_named(checkpoint: Path, tmp_p
             writer.add(name, variables_of(name), ComponentInfo(config=to_dict(CONFIGS[name])))
         parts[name] = str(tmp_path / name)
     whole, (first, *_) = str(checkpoint), parts.values()
-    words = f"without effect: the others have {', '.join(NAMES)}"
+    words = f"without effect: none of {', '.join(NAMES)} is taken from it"
     assert list(command.without_effect([whole], [])) == []
     assert list(command.without_effect(list(parts.values()), [])) == []
     assert list(command.without_effect([first, whole], [])) == [f"checkpoint {first} {words}"]
@@ -249,7 +249,7 @@ def test_checkpoints_of_which_nothing_is_taken_are_named(checkpoint: Path, tmp_p
     )  # the later one's counts, with a tokenizer before
     vision = parts["clip_vision"]
     (line,) = command.without_effect([whole, vision], ["clip_vision"])
-    assert line.startswith(f"checkpoint {vision} without effect") and "clip_vision" not in line.split(":")[1]
+    assert line.startswith(f"checkpoint {vision} without effect") and "clip_vision" not in line.split(": ")[1]
 
 
 def test_bad_arguments(records: Path, cached: Path, checkpoint: Path, tmp_path: Path, capsys) -> None:

@@ -220,7 +220,7 @@ def without_effect(checkpoints: Sequence[str], without: Sequence[str]) -> Iterat
     for i, directory in enumerate(checkpoints if len(checkpoints) > 1 else ()):
         if taken([*checkpoints[:i], *checkpoints[i + 1 :]]) == taken(checkpoints):
             names = ", ".join(name for name in NAMES if name not in without)
-            yield f"checkpoint {printable(directory)} without effect: the others have {names}"
+            yield f"checkpoint {printable(directory)} without effect: none of {names} is taken from it"
 
 
 def run(argv: Sequence[str] | None) -> None:
