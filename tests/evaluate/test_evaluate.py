@@ -21,7 +21,7 @@ from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, Tokenizer
 from ultrapixel_jax.compilation import cache
 from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.evaluate import features, plots, table_one
-from ultrapixel_jax.evaluate.__main__ import main
+from ultrapixel_jax.evaluate.__main__ import main, parser, without_effect
 from ultrapixel_jax.evaluate.sets import read_set
 from ultrapixel_jax.layouts.apply import flatten, import_tensors, plan_import
 from ultrapixel_jax.layouts.tables.inception import FILE
@@ -354,3 +354,21 @@ def test_every_size_is_drawn_once_timed_and_measured(
         assert len(seconds) == 2
         assert figures["latency"]["value"] == pytest.approx(np.median(seconds))
         assert (tmp_path / "out" / name / "report.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--crops-seed", "3"], ["--crops-seed"]),
+        (["--crops-seed", "3", "--crops", "none"], ["--crops-seed"]),
+        (["--crops-seed", "3", "--crops", "4"], []),
+        (["--subsets", "5", "--subset-size", "9"], ["--subsets, --subset-size"]),
+        (["--subsets", "5", "--against", "x"], []),
+        (["--clip", "b32", "--prompts", "none"], ["--clip"]),
+        (["--clip", "b32"], []),
+        (["--subsets", "100", "--crops-seed", "42"], []),
+    ],
+)
+def test_options_without_effect_are_named(options: list[str], named: list[str]) -> None:
+    lines = without_effect(parser().read(["pictures", "--weights", "random:0", *options]))
+    assert [line.split(" without effect: ")[0] for line in lines] == named

@@ -16,6 +16,7 @@ from PIL import Image
 from tests.web.conftest import Client
 from ultrapixel_jax.config import SamplerName
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sampling import effects
 from ultrapixel_jax.web import asks
 from ultrapixel_jax.web.options import parse_arguments
 from ultrapixel_jax.web.server import HEADERS, Server
@@ -253,6 +254,11 @@ def test_the_command_line(tmp_path: Path) -> None:
     argv = ["--checkpoint", str(tmp_path), "--mesh", "data=2", "--host-name", "Gpu.example"]
     given = parse_arguments(argv)
     assert (given.name, given.mesh, given.host_names) == (tmp_path.name, {"data": 2}, ("gpu.example",))
+    assert options.given == set()
+    without = parse_arguments(["--tile", "64", "--decode-memory", "2", "--no-ema"]).given
+    assert without == {"tile", "decode_memory", "no_ema"}
+    lines = effects.without_effect(effects.Situation(without, preview=True, run=False))
+    assert sorted(line.split(" without effect")[0] for line in lines) == ["decode_memory, tile", "no_ema"]
     for wrong, words in (
         (["--checkpoint", "nowhere"], "'nowhere' does not exist"),
         (["--port", "70000"], "outside 0 to 65535"),

@@ -109,6 +109,22 @@ def _checked(o: argparse.Namespace) -> None:
         raise UserError("--versus compares by prompts; leave out --prompts none")
 
 
+def without_effect(o: argparse.Namespace) -> Iterator[str]:
+    """A line for each reason for which options were given that change no figure."""
+    usual = parser()
+
+    def given(*names: str) -> str:
+        own = [name for name in names if getattr(o, name) != usual.get_default(name)]
+        return ", ".join(f"--{name.replace('_', '-')}" for name in own)
+
+    if (names := given("crops_seed")) and not isinstance(o.crops, int):
+        yield f"{names} without effect: the places of --crops {o.crops or 'none'} are not drawn"
+    if (names := given("subsets", "subset_size")) and o.against is None:
+        yield f"{names} without effect: KID compares with --against"
+    if (names := given("clip")) and o.prompts == "none":
+        yield f"{names} without effect: there are no prompts"
+
+
 def _origin(text: str | None) -> Origin | None:
     return text if text in (None, "metadata", "captions", "none") else Path(text)  # pyright: ignore
 
@@ -236,6 +252,8 @@ def run(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
     _checked(o)
+    for line in without_effect(o):
+        print(f"warning: {line}", file=sys.stderr)
     if o.sizes:
         _sizes(o)
     else:

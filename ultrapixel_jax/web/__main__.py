@@ -39,7 +39,9 @@ def run(options: Options) -> None:
 
     # ── Model ──────────────────────────────────────────────────────────────────────────────────────────
     from ultrapixel_jax import UltraPixel
+    from ultrapixel_jax.checkpoints import runs
     from ultrapixel_jax.compilation import cache as compilation_cache
+    from ultrapixel_jax.sampling import effects
     from ultrapixel_jax.sampling.ultrapixel import NotUsed
     from ultrapixel_jax.web.gallery import Gallery
     from ultrapixel_jax.web.routes import Routes
@@ -54,6 +56,10 @@ def run(options: Options) -> None:
             options.checkpoint, config=config, dtype=options.dtype, mesh=options.mesh,
             preview=options.preview, ema=options.ema, cache=cache or False, controlnets=options.controlnets,
         )  # fmt: skip
+
+    is_run = options.checkpoint is not None and runs.is_run(options.checkpoint)
+    for line in effects.without_effect(effects.Situation(options.given, preview=options.preview, run=is_run)):
+        print(f"warning: {line}", file=sys.stderr)
 
     # ── Serve ──────────────────────────────────────────────────────────────────────────────────────────
     gallery = Gallery(options.output, cache and cache.parent / "thumbnails")
