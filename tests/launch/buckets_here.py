@@ -1,4 +1,4 @@
-"""Data, run and checkpoints in a bucket on this machine: trained, resumed, sampled, exported, refused.
+"""Data, run and checkpoints in a bucket on this machine: built, trained, resumed, sampled, exported, refused.
 
     pip install -e '.[gcs,launch]'
     python -m tests.launch.buckets_here
@@ -16,8 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import fsspec
+from etils import epath
+
+from tests.data.conftest import write_folder
 from tests.launch.bucket import environment
 from tests.training.tiny_run import ROOT, metrics, write_latents
+from ultrapixel_jax.data.records import CaptionedImages, open_dataset
 
 PORT = 19024
 RUN = "gs://bucket/run"
@@ -59,6 +64,23 @@ def main() -> None:
         run(*TRAIN, "--data.path", str(here / "data"), "--output", str(here / "run"), "--steps", "6")
         remote = [*TRAIN, "--data.path", "gs://bucket/data", "--output", RUN, "--log.tensorboard"]
 
+        # Built from the disk and from the bucket, refused while it writes; the same as on the disk.
+        write_folder(here / "pictures_in", 6)
+        files = fsspec.filesystem("gcs")
+        files.put(str(here / "pictures_in") + "/", "bucket/pictures_in/", recursive=True)
+        build = ["-m", "ultrapixel_jax.data.build", "--quiet", "--workers", "1", "--shard-images", "4"]
+        fault.write_text("403 POST built")
+        assert len(run(*build, str(here / "pictures_in"), "gs://bucket/built", code=2)) == 1
+        fault.unlink()
+        run(*build, str(here / "pictures_in"), "gs://bucket/built")
+        run(*build, "gs://bucket/pictures_in", "gs://bucket/built_there")
+        run(*build, str(here / "pictures_in"), str(here / "built"))
+        places = ("gs://bucket/built", "gs://bucket/built_there", str(here / "built"))
+        first, *others = (open_dataset(place, CaptionedImages) for place in places)
+        for other in others:
+            for i in range(len(first)):
+                assert first.source[i] == other.source[i]
+
         # Refused while it saves, with one line; then resumed.
         fault.write_text("403 POST checkpoints")
         assert sum(line.startswith("error: ") for line in run(*remote, "--steps", "6", code=2)) == 1
@@ -66,15 +88,12 @@ def main() -> None:
         run(*remote, "--steps", "4")
         run(*remote, "--steps", "6")
 
-        import fsspec
-        from etils import epath
-
         (here / "theirs").mkdir()
         (here / "theirs" / "metrics.jsonl").write_bytes((epath.Path(RUN) / "metrics.jsonl").read_bytes())
         assert metrics(here / "theirs") == metrics(here / "run"), "other losses than on the disk"
 
         # A checkpoint that was not committed: neither resumed from nor sampled.
-        files = fsspec.filesystem("gcs")
+        files.invalidate_cache()
         files.copy("bucket/run/checkpoints/6", "bucket/run/checkpoints/9", recursive=True)
         files.rm("bucket/run/checkpoints/9/commit_success.txt")
         assert "continues after step 6" in run(*remote, "--steps", "8")
