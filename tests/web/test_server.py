@@ -254,7 +254,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     argv = ["--checkpoint", str(tmp_path), "--mesh", "data=2", "--host-name", "Gpu.example"]
     given = parse_arguments(argv)
     assert (given.name, given.mesh, given.host_names) == (tmp_path.name, {"data": 2}, ("gpu.example",))
-    assert options.given == set()
+    assert not options.given
     without = parse_arguments(["--tile", "64", "--decode-memory", "2", "--no-ema"]).given
     assert without == {"tile", "decode_memory", "no_ema"}
     lines = effects.without_effect(effects.Situation(without, preview=True, run=False))

@@ -163,6 +163,10 @@ class Parser(argparse.ArgumentParser):
             message += "; a value that starts with - is written --option=value"
         raise UserError(f"{message} (see {self.prog} --help)" if "required" in message else message)
 
+    def changed(self, values: argparse.Namespace) -> set[str]:
+        """Names of the `values` of `read` that are not the defaults, with underscores."""
+        return {name for name, value in vars(values).items() if value != self.get_default(name)}
+
     def read(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """The values of `argv`; of the process's own arguments for None.
 

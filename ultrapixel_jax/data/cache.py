@@ -217,8 +217,11 @@ def without_effect(checkpoints: Sequence[str], without: Sequence[str]) -> Iterat
         origins = {n: sources.entries[n].origin for n in NAMES if n in sources.entries and n not in without}
         return origins, str(sources.tokenizer), lr_latent_of(sources)
 
-    for i, directory in enumerate(checkpoints if len(checkpoints) > 1 else ()):
-        if taken([*checkpoints[:i], *checkpoints[i + 1 :]]) == taken(checkpoints):
+    if len(checkpoints) < 2:
+        return
+    whole = taken(checkpoints)
+    for i, directory in enumerate(checkpoints):
+        if taken([*checkpoints[:i], *checkpoints[i + 1 :]]) == whole:
             names = ", ".join(name for name in NAMES if name not in without)
             yield f"checkpoint {printable(directory)} without effect: none of {names} is taken from it"
 

@@ -111,11 +111,10 @@ def _checked(o: argparse.Namespace) -> None:
 
 def without_effect(o: argparse.Namespace) -> Iterator[str]:
     """A line for each reason for which options were given that change no figure."""
-    usual = parser()
+    changed = parser().changed(o)
 
     def given(*names: str) -> str:
-        own = [name for name in names if getattr(o, name) != usual.get_default(name)]
-        return ", ".join(f"--{name.replace('_', '-')}" for name in own)
+        return ", ".join(f"--{name.replace('_', '-')}" for name in names if name in changed)
 
     if (names := given("crops_seed")) and not isinstance(o.crops, int):
         yield f"{names} without effect: the places of --crops {o.crops or 'none'} are not drawn"

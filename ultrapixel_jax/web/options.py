@@ -13,8 +13,6 @@ from ultrapixel_jax.files import AnyPath, place
 from ultrapixel_jax.sampling.options import TILE, existing_checkpoint
 
 PORT = 7860
-DECODE_MEMORY = 4.0
-"""GB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +41,8 @@ class Options:
     """Directory of LoRA files that browsers can choose from."""
     cache_dir: Path | None
     no_cache: bool
-
-    @property
-    def given(self) -> set[str]:
-        """Options that may have no effect, where they are not their defaults."""
-        own = {"tile": self.tile is not None, "decode_memory": self.decode_memory != DECODE_MEMORY}
-        return {name for name, is_given in {**own, "no_ema": not self.ema}.items() if is_given}
+    given: frozenset[str]
+    """Names of the options that are not their defaults, with underscores."""
 
     @property
     def name(self) -> str:
@@ -64,10 +58,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     Raises:
         UserError: anything wrong with it.
     """
-    values = _parser().read(argv)
+    parser = _parser()
+    values = parser.read(argv)
     if values.no_cache and values.cache_dir:
         raise UserError("give either --cache-dir or --no-cache")
     return Options(
+        given=frozenset(parser.changed(values)),
         checkpoint=existing_checkpoint(values.checkpoint),
         config=values.config,
         dtype=values.dtype,
@@ -113,7 +109,7 @@ def _parser() -> Parser:
     p.section("running")
     p.option("--mesh", MESH, "devices", shown="one")
     p.option("--tile", TILE, "side of stage A's tiles in latents", shown="auto")
-    p.option("--decode-memory", number(above=0), "memory that decoding may take", DECODE_MEMORY, metavar="GB")
+    p.option("--decode-memory", number(above=0), "memory that decoding may take", 4.0, metavar="GB")
     p.option("--cache-dir", Path, "compilation cache", shown="the user's cache", metavar="DIR")
     p.flag("--no-cache", "keep no compilation cache")
     return p
