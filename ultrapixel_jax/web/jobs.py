@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ultrapixel_jax.web.asks import Ask
 from ultrapixel_jax.web.pace import Load, Pace
+from ultrapixel_jax.web.told import by_name
 
 State = Literal["waiting", "drawing", "done", "failed", "cancelled"]
 
@@ -87,7 +88,7 @@ class Job:
             "pictures": list(self.pictures),
             "previews": {kind: len(images) for kind, images in self.previews.items()},
             "previewed": self.previewed,
-            "notes": list(self.notes),
-            "error": self.error,
+            "notes": [by_name(note) for note in self.notes],
+            "error": by_name(self.error),
             "took": self.took,
         }

@@ -169,11 +169,8 @@ class Routes:
 
     def _words(self, lora: Path) -> tuple[str | None, ...]:
         """New words that the file brings; None for one without its name."""
-        try:
-            file = given.file(lora)
-            return self._studio.model.cascade.personal.words(file.path, file.checksum)
-        except UserError as error:
-            raise UserError(steering.by_name(error, lora)) from error
+        file = given.file(lora)
+        return self._studio.model.cascade.personal.words(file.path, file.checksum)
 
     def _events(self, browser: str) -> Iterator[bytes]:
         yield b"retry: 1000\n\n"

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ultrapixel_jax.errors import UserError, one_line
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.web.told import by_name
 
 MAX_CONNECTIONS = 128
 PATIENCE = 30.0
@@ -364,4 +365,4 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _said(status: HTTPStatus, words: object) -> Answer:
-    return Answer.json({"error": one_line(words)}, status)
+    return Answer.json({"error": by_name(words)}, status)

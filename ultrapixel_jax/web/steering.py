@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ultrapixel_jax.commands import number
-from ultrapixel_jax.errors import UserError, nearest, one_line, unknown_key
+from ultrapixel_jax.errors import UserError, nearest, unknown_key
 from ultrapixel_jax.sampling import condition_keys
 from ultrapixel_jax.web.gallery import Gallery
 from ultrapixel_jax.web.sent import FOLDER, Sent
@@ -158,20 +158,6 @@ def guides_of(conditions: object, shelf: Shelf) -> dict[str, Any]:
             pattern = str(word.get("pattern", ""))
             found["token"].append(str(word["name"]) + (f"={pattern}" if pattern else ""))
     return found
-
-
-def by_name(error: Exception, *given: object) -> str:
-    """The message of `error` on one line, files among `given` by name instead of by path."""
-    said, left = one_line(error), list(given)
-    while left:
-        value = left.pop()
-        if isinstance(value, Path):
-            said = said.replace(str(value), value.name)
-        elif isinstance(value, Mapping):
-            left += value.values()
-        elif isinstance(value, (tuple, list)):
-            left += value
-    return said
 
 
 def _add(found: dict[str, Any], guide: Mapping[str, Any], shelf: Shelf) -> None:

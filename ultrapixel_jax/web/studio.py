@@ -15,10 +15,9 @@ from typing import Any
 from PIL import Image
 
 from ultrapixel_jax import UltraPixel
-from ultrapixel_jax.errors import UserError, one_line
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sampling import effects, pictures
 from ultrapixel_jax.sampling.requests import Request, plan, slug
-from ultrapixel_jax.web import steering
 from ultrapixel_jax.web.asks import Ask
 from ultrapixel_jax.web.gallery import Gallery
 from ultrapixel_jax.web.jobs import Job
@@ -83,10 +82,7 @@ class Studio:
             UserError: the model cannot draw that.
             RefusedError: the queue is full.
         """
-        try:
-            requests = self._requests(ask)
-        except UserError as error:
-            raise UserError(steering.by_name(error, ask.entry.conditions)) from error
+        requests = self._requests(ask)
         batch_size = self.model.device_batch(ask.batch_size)
         batches = len(plan(requests, batch_size, self.model.cascade.lr_side))
         load = Load(self._steps(requests[0]), requests[0].height * requests[0].width, batch_size)
@@ -197,7 +193,7 @@ class Studio:
             except CancelledError:
                 state = "cancelled"
             except UserError as fault:
-                state, error = "failed", steering.by_name(fault, job.ask.entry.conditions)
+                state, error = "failed", str(fault)
             except Exception as fault:  # of this request alone: the next ones are drawn
                 print(f"error: {job.ask.entry.prompt!r:.80} failed", file=sys.stderr)
                 traceback.print_exc()
@@ -298,7 +294,7 @@ class _Watch:
         except UserError as error:  # a checkpoint without a previewer draws all the same
             self._studio._shows = False
             with self._studio._changing():
-                self._job.notes.append(f"no previews: {one_line(error)}")
+                self._job.notes.append(f"no previews: {error}")
             return
         with self._studio._changing():
             self._job.previews[kind] = images
