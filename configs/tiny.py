@@ -24,7 +24,7 @@ from ultrapixel_jax.config import (
 stage_c = StageCConfig(
     levels=(
         LevelConfig(64, 4, down_blocks=1, up_blocks=1, dropout=0.1),
-        LevelConfig(64, 4, down_blocks=2, up_blocks=2, dropout=0.1),
+        LevelConfig(64, 4, down_blocks=1, up_blocks=1, dropout=0.1),
     ),
     c_cond=64,
     c_clip_text=48,
@@ -50,7 +50,7 @@ config = CascadeConfig(
     stage_b=StageBConfig(
         levels=(
             LevelConfig(16, 1, down_blocks=1, up_blocks=1, up_repeats=2, layers="CT"),
-            LevelConfig(32, 4, down_blocks=1, up_blocks=1, up_repeats=2),
+            LevelConfig(32, 4, down_blocks=1, up_blocks=1),
         ),
         c_cond=32,
         c_clip=48,
@@ -61,7 +61,7 @@ config = CascadeConfig(
     effnet_encoder=EffnetEncoderConfig(backbone),
     previewer=PreviewerConfig(channels=(32, 16, 16, 16)),
     controlnet=ControlNetConfig(
-        backbone=backbone, bottleneck=(24, 8, 2), projection=16, channels=64, slots=(0, 2, 3, 5)
+        backbone=backbone, bottleneck=(24, 8, 2), projection=16, channels=64, slots=(0, 1, 2, 3)
     ),
     lora=LoraConfig(stage_c=stage_c, text_width=48),
     sampling_c=DiffusionConfig(steps=4),

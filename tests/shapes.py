@@ -22,14 +22,18 @@ ARRAYS = (np.ndarray, jax.Array, jax.ShapeDtypeStruct)
 
 def once(function: Callable[..., Any]) -> Callable[..., Any]:
     """`beartype.beartype(function)`, which is not asked again about arguments that it has let pass."""
-    checked, passed = beartype.beartype(function), set[Hashable]()
+    passed = set[Hashable]()
+
+    @functools.cache
+    def checked() -> Callable[..., Any]:  # made when it is called: most functions never are
+        return beartype.beartype(function)
 
     @functools.wraps(function)
     def check(*args: Any, **kwargs: Any) -> Any:
         key = tuple(map(_kind, args)), tuple((name, _kind(value)) for name, value in kwargs.items())
         if key in passed:
             return function(*args, **kwargs)
-        out = checked(*args, **kwargs)
+        out = checked()(*args, **kwargs)
         if _UNKNOWN not in key[0] and all(kind is not _UNKNOWN for _, kind in key[1]):
             passed.add(key)
         return out

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import train
-from tests.training.tiny_run import Launcher, only_line, write_latents
+from tests.training.tiny_run import SIZES, Launcher, only_line, write_latents
 from ultrapixel_jax.compilation import cache as compilation_cache
 
 
@@ -25,6 +25,12 @@ def launcher(request: pytest.FixtureRequest) -> Launcher:
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 examples in two buckets."""
     return write_latents(tmp_path_factory.mktemp("latents") / "data")
+
+
+@pytest.fixture(scope="session")
+def one_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many in one bucket, for which half as much is compiled."""
+    return write_latents(tmp_path_factory.mktemp("one_bucket") / "data", sizes=SIZES[1:])
 
 
 @pytest.fixture

@@ -176,9 +176,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_full_disk(launcher: Launcher, latents: Path, small_disk: Path) -> None:
+def test_a_full_disk(launcher: Launcher, one_bucket: Path, small_disk: Path) -> None:
     run, steps = small_disk / "run", ("--steps", "8", "--checkpoints.keep-last", "8")
-    code, said = launcher.run(run, latents, *steps, said=small_disk.parent)
+    code, said = launcher.run(run, one_bucket, *steps, said=small_disk.parent)
     assert code == 2
     assert "no space left" in only_line(said)
     kept = saved(run)
@@ -187,7 +187,7 @@ def test_a_full_disk(launcher: Launcher, latents: Path, small_disk: Path) -> Non
     trained(run)  # whole
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     assert f"continues after step {kept[-1]}" in launcher.succeed(
-        run, latents, *steps, said=small_disk.parent
+        run, one_bucket, *steps, said=small_disk.parent
     )
     assert [line["step"] for line in metrics(run)] == list(range(1, 9))
     assert all(a["loss"] != b["loss"] for a, b in itertools.pairwise(metrics(run)))

@@ -41,18 +41,18 @@ def finish(processes: list[Started]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def one(launcher: Launcher, latents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one(launcher: Launcher, one_bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One process with four devices, which nothing disturbs."""
     run = tmp_path_factory.mktemp("one") / "run"
-    said = launcher.succeed(run, latents, *STEPS, *FSDP, devices=4)
+    said = launcher.succeed(run, one_bucket, *STEPS, *FSDP, devices=4)
     assert "4 x cpu, data=2, fsdp=2; 1 process(es)" in said
     return run
 
 
-def test_two_processes(launcher: Launcher, latents: Path, one: Path, tmp_path: Path) -> None:
+def test_two_processes(launcher: Launcher, one_bucket: Path, one: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     scattered = dataclasses.replace(launcher, order="0,3,1,2")  # rows 0 and 2, 1 and 3
-    processes = start_two(scattered, run, latents, *STEPS, *FSDP)
+    processes = start_two(scattered, run, one_bucket, *STEPS, *FSDP)
     processes[0].wait_for(logged(3))
     processes[1].process.send_signal(signal.SIGTERM)  # the machine of one is taken away: both stop
     said = finish(processes)
@@ -63,7 +63,7 @@ def test_two_processes(launcher: Launcher, latents: Path, one: Path, tmp_path: P
     assert "loss" not in said[1]  # process 0 speaks for both
 
     both = dataclasses.replace(launcher, order="2,0,1,3")  # half of the features of all rows
-    processes = start_two(both, run, latents, *STEPS, *TENSOR)
+    processes = start_two(both, run, one_bucket, *STEPS, *TENSOR)
     processes[0].wait_for(logged(stopped + 2))
     processes[1].kill()
     killed = time.monotonic()
@@ -81,6 +81,6 @@ def test_two_processes(launcher: Launcher, latents: Path, one: Path, tmp_path: P
     newest = saved(run)[-1]
     assert stopped <= newest < 16
 
-    assert f"continues after step {newest}" in launcher.succeed(run, latents, *STEPS, *FSDP, devices=4)
+    assert f"continues after step {newest}" in launcher.succeed(run, one_bucket, *STEPS, *FSDP, devices=4)
     assert saved(run)[-1] == 16
     assert_close(run, one)

@@ -43,7 +43,7 @@ from ultrapixel_jax.training.step import make_step
 from ultrapixel_jax.training.tasks import make_task
 
 STAGE_C = dataclasses.replace(
-    tiny.stage_c, levels=(LevelConfig(16, 2, 2, 1, dropout=0.1), LevelConfig(16, 2, 1, 2, dropout=0.1))
+    tiny.stage_c, levels=(LevelConfig(16, 2, 2, 1, dropout=0.1), LevelConfig(16, 2, 1, 1, dropout=0.1))
 )
 MODEL = dataclasses.replace(
     tiny,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PRESETS = ROOT / "tests" / "training" / "presets"
 STAGE_C = PRESETS / "stage_c.py"
 SIZES = ((128, 128), (128, 192))
-"""Height and width of the two buckets; latents are 32 times smaller."""
+"""Height and width of two buckets; latents are 32 times smaller."""
 CLOCK = ("images_per_second", "step_seconds", "data_wait", "tflops", "utilisation", "memory_gb")
 """What a line of the metrics says about time and memory, which no two runs have in common."""
 PROGRESS = (
@@ -40,7 +40,13 @@ PROGRESS = (
 """How the lines start that a run says before anything is wrong."""
 
 
-def write_latents(directory: Path, count: int = 24, *, poisoned: int | None = None) -> Path:
+def write_latents(
+    directory: Path,
+    count: int = 24,
+    *,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    poisoned: int | None = None,
+) -> Path:
     """A cached dataset of `count` examples for the tiny networks; the latent of one may be poisoned."""
     rng = np.random.default_rng(0)
 
@@ -48,7 +54,7 @@ def write_latents(directory: Path, count: int = 24, *, poisoned: int | None = No
         return rng.standard_normal(shape).astype(records.BF16)
 
     def example(i: int) -> dict[str, Any]:
-        height, width = SIZES[i % len(SIZES)]
+        height, width = sizes[i % len(sizes)]
         latent = values(height // 32, width // 32, stage_c.c_latent)
         if i == poisoned:
             latent[1, 1, 1] = np.nan
