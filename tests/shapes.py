@@ -1,17 +1,21 @@
-"""Checks of types and shapes, once for each function and the shapes that it is called with.
+"""Checks of shapes: of functions that take or give arrays, once for the shapes that each is called with.
 
-Tracing calls the layers of a network hundreds of times with the same shapes, and to check them takes a tenth
+Tracing calls the layers of a network hundreds of times with the same shapes, and functions that know no
+arrays, whose types are pyright's to check, are called millions of times: to check all of that takes a fifth
 of all time.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+import typing
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import beartype
 import jax
+import jaxtyping
 import numpy as np
 
 PLAIN = (type(None), bool, int, float, str)
@@ -53,3 +57,31 @@ def _kind(value: Any) -> Hashable:
     if type(value).__module__.startswith("ultrapixel_jax"):
         return type(value)
     return _UNKNOWN
+
+
+def takes_arrays(function: Callable[..., Any]) -> bool:
+    """Whether a type of `function` is one of arrays, or has one in it; yes where that cannot be told."""
+    left: list[Any] = list(function.__annotations__.values())
+    while left:
+        hint = left.pop()
+        try:
+            hint = eval(hint, function.__globals__) if isinstance(hint, str) else hint
+        except Exception:  # of a name that only type checkers import, or that is yet to come
+            return True
+        if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
+            return True
+        left += [part for part in typing.get_args(hint) if not isinstance(part, str)]
+    return False
+
+
+def of_arrays(function: Any = None, *, typechecker: Any) -> Any:
+    """`jaxtyping.jaxtyped`, which leaves functions without arrays as they are."""
+    if function is None:
+        return functools.partial(of_arrays, typechecker=typechecker)
+    if inspect.isfunction(function) and not takes_arrays(function):
+        return function
+    return jaxtyped(function, typechecker=typechecker)
+
+
+jaxtyped = jaxtyping.jaxtyped
+jaxtyping.jaxtyped = of_arrays  # which `--jaxtyping-packages` puts before every function

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
-from jaxtyping import Array, Float, TypeCheckError, jaxtyped
+from jaxtyping import Array, Float, TypeCheckError, UInt8
 
-from tests.shapes import once
+from tests.shapes import of_arrays, once, takes_arrays
 
 
-@jaxtyped(typechecker=once)
+@of_arrays(typechecker=once)
 def product(x: Float[Array, "a b"], y: Float[Array, "b c"], scale: float = 1.0) -> Float[Array, "a c"]:
     return x @ y * scale if scale else x
 
@@ -26,3 +29,30 @@ def test_what_is_wrong_is_found_after_what_is_right() -> None:
         with pytest.raises(TypeCheckError, match="return"):
             product(one, other, 0.0)  # whose result has another shape
     assert product(one, jnp.zeros((3, 3)), 0.0) is one
+
+
+Plane = UInt8[np.ndarray, "h w"]
+
+
+def test_functions_without_arrays_are_left_as_they_are() -> None:
+    def plain(x: int, y: Mapping[str, tuple[int, ...]]) -> str | None: ...
+    def within(x: Mapping[str, list[Plane] | None]) -> None: ...
+    def given() -> tuple[Plane, ...]: ...
+    def unknown(x: NotThere) -> None: ...  # noqa: F821
+
+    assert [takes_arrays(f) for f in (plain, within, given, unknown)] == [False, True, True, True]
+    assert of_arrays(plain, typechecker=once) is plain
+    assert of_arrays(within, typechecker=once) is not within
+    assert jaxtyping.jaxtyped is of_arrays
+
+
+def test_networks_are_checked() -> None:
+    """By what `--jaxtyping-packages` does when the package is imported."""
+    from ultrapixel_jax.layouts import rows
+    from ultrapixel_jax.models.layers import Linear
+
+    assert hasattr(Linear.__call__, "__wrapped__")
+    methods = [
+        f for _, f in inspect.getmembers(rows.Row, inspect.isfunction) if f.__module__ == rows.__name__
+    ]
+    assert methods and not all(hasattr(f, "__wrapped__") for f in methods)
