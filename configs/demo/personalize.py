@@ -4,7 +4,8 @@ r"""The demo with a LoRA and a new word, from ten pictures of 768² with caption
         --data.prior WORLD --output RUN
 
 WORLD holds pictures of the demo's world (`python -m ultrapixel_jax.demo.world.build`), without which it is
-forgotten (docs/demo.md). All updates are at the low resolution; more, with `--steps`, go on at both.
+forgotten (docs/demo.md); a rate that falls to nothing brings its textures back. All updates are at the low
+resolution; more, with `--steps`, go on at both.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from ultrapixel_jax.training.config import (
 demo = stage_c.model
 config = dataclasses.replace(
     stage_c,
-    task=PersonalTask(DiffusionTraining("stable_diffusion", shift=2.0, adaptive_buckets=32), lr_steps=1000),
+    task=PersonalTask(DiffusionTraining("stable_diffusion", shift=2.0, adaptive_buckets=32), lr_steps=4000),
     model=dataclasses.replace(
         demo,
         lora=dataclasses.replace(
@@ -34,8 +35,8 @@ config = dataclasses.replace(
         areas=(576,), ratios=("1/1",), batch_size=4, image_vector_probability=0.0, caption_dropout=0.1
     ),
     dtype="float32",
-    steps=1000,
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, ema_decay=0.99),
+    steps=4000,
+    optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=20, ema_decay=0.99),
     checkpoints=CheckpointConfig(every=500, keep_last=2),
     log=LogConfig(every=50),
 )  # fmt: skip

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from configs.tiny import config as CONFIG  # noqa: N812
+from configs.tiny import config as tiny
 from tests.released import write
+from ultrapixel_jax.config import LevelConfig
 from ultrapixel_jax.layouts.files import TensorFile, open_file
 from ultrapixel_jax.layouts.lora.read import Lora, read
 
-A, B = "down_blocks.0.2", "up_blocks.0.5"
-"""Two attention blocks."""
+LEVELS = (LevelConfig(64, 4, down_blocks=1, up_blocks=1), LevelConfig(64, 4, down_blocks=2, up_blocks=2))
+"""Of two blocks in a level, so that the order of blocks matters."""
+STAGE_C = dataclasses.replace(tiny.stage_c, levels=LEVELS)
+CONFIG = dataclasses.replace(tiny, stage_c=STAGE_C, lora=dataclasses.replace(tiny.lora, stage_c=STAGE_C))
+A, B = "down_blocks.0.2", "up_blocks.0.2"
+"""Two attention blocks, which `configs/tiny.py` has, too."""
 QKV = "qkv"
 WIDTH, TEXT = 64, 48
 
@@ -81,7 +87,7 @@ TRAINERS: dict[str, Names] = {
 OTHERS = {
     "down_blocks.0.2.kv_mapper.1": (64, 64),
     "up_blocks.1.0.channelwise.0": (128, 256),
-    "down_blocks.1.3.channelwise.4": (256, 64),
+    "down_blocks.1.0.channelwise.4": (256, 64),
     "down_blocks.1.1.mapper": (64, 128),
     "down_blocks.1.1.mapper_sca": (64, 128),
     "up_blocks.0.1.mapper_crp": (64, 128),
