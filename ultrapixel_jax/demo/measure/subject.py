@@ -2,7 +2,7 @@ r"""Whether the demo draws a new object by its word, with a LoRA that ten pictur
 
     python -m ultrapixel_jax.demo.world.subject FOLDER
     python -m ultrapixel_jax.data.build FOLDER DATA
-    python -m ultrapixel_jax.demo.world.build WORLD --count 100 --seed 30 --side 768
+    python -m ultrapixel_jax.demo.world.build WORLD --count 3000 --seed 30 --side 768
     python train.py configs/demo/personalize.py --data.path DATA --data.prior WORLD --output RUN \
         --sources ultrapixel_jax/assets/demo
     python -m ultrapixel_jax.demo.measure.subject OUT --lora RUN --count 50
