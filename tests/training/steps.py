@@ -15,6 +15,7 @@ from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.config import OptimizerConfig, TrainConfig
+from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.step import make_step
 from ultrapixel_jax.training.tasks import make_task
 
@@ -75,6 +76,12 @@ def gradient(config: TrainConfig, given: Any, frozen: Any, batch: Any) -> tuple[
     frozen = {name: task.arrange(name, v) for name, v in frozen.items()}
     state, metrics = step(state, frozen, batch)
     return state.optimizer, metrics
+
+
+def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The run's AdamW on all parameters as one vector: the same numbers, in half the time to compile."""
+    assert config.algorithm == "adamw"
+    return optax.flatten(make_optimizer(config, steps))
 
 
 def with_(config: TrainConfig, **changes: Any) -> TrainConfig:

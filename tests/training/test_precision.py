@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.models.filled import SMALL, filled
-from tests.training.steps import config_of, latents, start
+from tests.training.steps import adamw, config_of, latents, start
 from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask, OptimizerConfig
-from ultrapixel_jax.training.optimizer import make_optimizer
 
 STEPS = 10
 LOSS, CHANGE = 0.002, 0.15
@@ -29,7 +28,7 @@ class Run:
             dtype=dtype, optimizer=OPTIMIZER,
         )  # fmt: skip
         given = {"guidance": filled("guidance", SMALL.guidance, seed=1)}
-        _, _, self.first, self.step = start(config, given, make_optimizer(OPTIMIZER, STEPS))
+        _, _, self.first, self.step = start(config, given, adamw(OPTIMIZER, STEPS))
         stage_c = filled("stage_c", SMALL.stage_c)
         self.frozen = {"stage_c": jax.tree.map(lambda x: jnp.asarray(x, dtype), stage_c)}
         self.batch = latents(config)
