@@ -61,7 +61,7 @@ config = CascadeConfig(
     effnet_encoder=EffnetEncoderConfig(backbone),
     previewer=PreviewerConfig(channels=(32, 16, 16, 16)),
     controlnet=ControlNetConfig(
-        backbone=backbone, bottleneck=(24, 8, 2), projection=16, channels=64, slots=(0, 1, 2, 3)
+        backbone=backbone, bottleneck=(24, 8, 2), projection=16, channels=64, slots=(0, 1, 3)
     ),
     lora=LoraConfig(stage_c=stage_c, text_width=48),
     sampling_c=DiffusionConfig(steps=4),

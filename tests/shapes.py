@@ -68,9 +68,12 @@ def takes_arrays(function: Callable[..., Any]) -> bool:
             hint = eval(hint, function.__globals__) if isinstance(hint, str) else hint
         except Exception:  # of a name that only type checkers import, or that is yet to come
             return True
-        if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
+        if isinstance(hint, type) and (
+            issubclass(hint, ARRAYS) or hint.__module__.startswith(jaxtyping.__name__)
+        ):
             return True
-        left += [part for part in typing.get_args(hint) if not isinstance(part, str)]
+        parts = hint if isinstance(hint, list) else typing.get_args(hint)  # a list: of what a Callable takes
+        left += [part for part in parts if not isinstance(part, str)]
     return False
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from jaxtyping import Array, Float, TypeCheckError, UInt8
+from jaxtyping import Array, Float, PyTree, TypeCheckError, UInt8
 
 from tests.shapes import of_arrays, once, takes_arrays
 
@@ -37,10 +37,14 @@ Plane = UInt8[np.ndarray, "h w"]
 def test_functions_without_arrays_are_left_as_they_are() -> None:
     def plain(x: int, y: Mapping[str, tuple[int, ...]]) -> str | None: ...
     def within(x: Mapping[str, list[Plane] | None]) -> None: ...
+    def called(x: Callable[[Plane], int]) -> None: ...
+    def bare(x: list[np.ndarray]) -> None: ...
+    def tree(x: PyTree[Float[Array, "a b"]]) -> None: ...
     def given() -> tuple[Plane, ...]: ...
     def unknown(x: NotThere) -> None: ...  # noqa: F821
 
-    assert [takes_arrays(f) for f in (plain, within, given, unknown)] == [False, True, True, True]
+    assert not takes_arrays(plain)
+    assert all(map(takes_arrays, (within, called, bare, tree, given, unknown)))
     assert of_arrays(plain, typechecker=once) is plain
     assert of_arrays(within, typechecker=once) is not within
     assert jaxtyping.jaxtyped is of_arrays

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from configs.tiny import config as tiny
+from configs.tiny import config
 from tests.recordings import relative_error
-from ultrapixel_jax.config import DiffusionConfig, LevelConfig
+from ultrapixel_jax.config import DiffusionConfig
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import components, int8
 from ultrapixel_jax.sampling.arguments import conditions
@@ -20,8 +20,6 @@ from ultrapixel_jax.sampling.requests import Request
 from ultrapixel_jax.sampling.stages.base import Variants
 from ultrapixel_jax.sharding import make_mesh
 
-LEVELS = (LevelConfig(64, 4, down_blocks=1, up_blocks=1), LevelConfig(64, 4, down_blocks=1, up_blocks=1))
-config = dataclasses.replace(tiny, stage_c=dataclasses.replace(tiny.stage_c, levels=LEVELS))
 STAGE_C = DiffusionConfig(steps=2)
 STAGE_B = DiffusionConfig(steps=1, cfg=1.1)
 LATENTS = ("stage_c_low", "stage_c", "stage_b")

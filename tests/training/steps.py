@@ -79,7 +79,7 @@ def gradient(config: TrainConfig, given: Any, frozen: Any, batch: Any) -> tuple[
 
 
 def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The run's AdamW on all parameters as one vector: the same numbers, in half the time to compile."""
+    """The run's AdamW on all parameters as one vector: the same but for rounding, and compiled sooner."""
     assert config.algorithm == "adamw"
     return optax.flatten(make_optimizer(config, steps))
 
