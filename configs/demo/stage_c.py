@@ -1,10 +1,11 @@
-"""The demo's stage C, from cached latents of 384² pictures and their captions, on the finished text encoder.
+"""The demo's stage C on the finished text encoder, from captions and cached latents of the base size.
 
 Trained with it, the text encoder forgot what "left of" and "right of" are within 900 steps.
 """
 
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.demo.config import config as demo
+from ultrapixel_jax.demo.train import RATIOS
 from ultrapixel_jax.training.config import (
     CheckpointConfig,
     DiffusionTraining,
@@ -21,7 +22,7 @@ config = TrainConfig(
         cached=True,
         cached_text=False,
         areas=(288,),
-        ratios=("1/1",),
+        ratios=RATIOS,
         batch_size=32,
         image_vector_probability=0.0,
         caption_dropout=0.1,

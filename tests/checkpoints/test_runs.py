@@ -38,6 +38,9 @@ from ultrapixel_jax.training.config import (
 from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.tasks import make_task
 
+SIZES = [(192, 384), (288, 288), (576, 576), (512, 640)]
+"""Of a run's pictures, as its encoder sees them."""
+
 
 def make_run(
     directory: Path, task: Any, *, steps: Sequence[int] = (3,), **changes: Any
@@ -49,7 +52,7 @@ def make_run(
     state = jax.jit(states.creator(trainer, make_optimizer(config.optimizer, 10)))({})
     random = np.random.default_rng(0)
     checkpoints = RunCheckpoints(config.output, config.checkpoints)
-    checkpoints.describe(config)
+    checkpoints.describe(config, SIZES)
     with checkpoints:
         for step in steps:
             state = state._replace(
@@ -227,7 +230,8 @@ def test_a_run_that_is_moved_is_the_same(guidance, tmp_path: Path) -> None:
     rewritten(moved, output=str(moved), mesh={"data": 4}, log={"every": 1}, pictures={"every": 5}, steps=9)
     assert Sources([moved]).identity == before
     known = RunWeights.open(moved).manifest.model.guidance
-    assert known is not None and known.trained_sides and known.trained_ratio  # which no picture depends on
+    assert known is not None  # and no picture depends on it
+    assert (known.trained_sides, known.trained_ratio) == ((362, 768), 2)
     (moved / RUN_MANIFEST).unlink()  # as one that was made before there were any
     assert Sources([moved]).identity == before
     assert Sources([moved], ema=False).identity != before
@@ -245,7 +249,7 @@ def test_a_run_that_is_moved_is_the_same(guidance, tmp_path: Path) -> None:
 def test_the_configuration_says_what_the_manifest_says(task: Any, scanned: bool, tmp_path: Path) -> None:
     config = config_of(task, output=str(tmp_path), scanned=scanned, sources=("a", "b"), random_frozen=scanned)
     checkpoints = RunCheckpoints(config.output, config.checkpoints)
-    checkpoints.describe(config)
+    checkpoints.describe(config, SIZES)
     (tmp_path / CHECKPOINTS / "1" / "data").mkdir(parents=True)
     (tmp_path / CHECKPOINTS / "1" / "data" / "metadata").write_text("{}")
     new = RunWeights.open(tmp_path).manifest

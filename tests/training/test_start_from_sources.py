@@ -160,7 +160,7 @@ def test_every_source_gives_its_arrays_to_the_mesh(kind: str, checkpoint: Path, 
         config = with_(task.config, output=str(tmp_path / "run"), sources=(str(checkpoint),))
         _, state, _ = begin(config, Sources([checkpoint]), make_mesh(MESH))
         checkpoints = RunCheckpoints(config.output, config.checkpoints)
-        checkpoints.describe(config)
+        checkpoints.describe(config, [(288, 288)])
         with checkpoints:
             checkpoints.save(state, {})
     sources = Sources([{"checkpoint": checkpoint, "run": tmp_path / "run", "demo": DEMO}[kind]])

@@ -148,6 +148,21 @@ def test_what_the_text_encoder_predicts_keeps_distances_between_latents() -> Non
     np.testing.assert_allclose(ours, theirs, rtol=0.1)
 
 
+def test_what_the_text_encoder_predicts_is_the_same_for_pictures_of_other_shapes() -> None:
+    def scene(height: int, width: int) -> jax.Array:  # something above, something else to the left
+        y, x = ((np.arange(n) + 0.5) / n for n in (height, width))
+        return jnp.asarray(
+            np.stack(np.broadcast_arrays(np.cos(3 * y)[:, None], np.cos(3 * x)[None]), -1)[None]
+        )
+
+    square = project(scene(9, 9), 4000)
+    for size in ((6, 12), (12, 6), (8, 10), (18, 18)):
+        other = project(scene(*size), 4000)
+        assert np.abs(other - square).mean() < 0.1 * np.abs(square).mean()
+    upright = project(jnp.swapaxes(scene(9, 9), 1, 2), 4000)
+    assert np.abs(upright - square).mean() > np.abs(square).mean()
+
+
 @pytest.mark.parametrize("train_encoder", [True, False])
 def test_stage_b_trains_the_encoder_if_asked(train_encoder: bool) -> None:
     scales = (0.5,) if train_encoder else (0.5, 1.0)  # each compiles the encoder once more

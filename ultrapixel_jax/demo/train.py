@@ -22,6 +22,13 @@ from ultrapixel_jax.errors import UserError
 
 VIEWS, TILES, BASE, LARGE = 10_000, 12_000, 60_000, 8_000
 """Pictures of the four datasets."""
+RATIOS = ("1/1", "4/5", "9/16", "1/2")
+"""Of height to width, each with its inverse, of the latents; 2/3, within them, is left for measuring."""
+SIDES = (512, 768, 1024, 1536, 2304)
+"""Of the squares as large as pictures with guidance: 1.8 to 36 times the base's area. Those of 9 and 25 times
+are left for measuring."""
+TRIAL = 0.05
+"""Largest scale of one."""
 FEWEST = {"views": 64, "tiles": 64, "base": 320, "large": 64}
 """As many at any scale: a batch of what is trained on them, and more where some are left out."""
 
@@ -52,16 +59,20 @@ def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Itera
         count = max(FEWEST[name], round(scale * count))
         return module("ultrapixel_jax.demo.world.build", at(name), "--count", count, "--seed", seed, *more)
 
+    # A trial has one size in three shapes, since a step is compiled for each.
+    ratios, sides = (RATIOS, SIDES) if scale > TRIAL else (RATIOS[::3], SIDES[:1])
+
     def cache(data: str, latents: str, sources: Sequence[str], *more: object) -> list[str]:
         names = [at(data), *map(at, sources), at(latents)]
-        more = ("--ratios", "1/1", "--batch-size", 16, *more)
+        more = ("--ratios", *ratios, "--batch-size", 16, *more)
         return module("ultrapixel_jax.data.cache", *names, *more)
 
     yield "the tokenizer", module("ultrapixel_jax.demo.world.words", at("words"))
     # The encoder sees 3/4 of a picture's side: 9×9 positions for the base size of 384².
-    yield "views", draw("views", VIEWS, "--side", 288, 288, 576, 1152, "--tile", 288)
+    seen = [3 * side // 4 for side in sides]
+    yield "views", draw("views", VIEWS, "--side", 288, 288, *seen, "--tile", 288)
     yield "the EffNet encoder and the previewer", train("previewer", "encoder", "views", ["words"])
-    yield "pictures of the base size", draw("base", BASE, "--side", 288)
+    yield "pictures of the base size", draw("base", BASE, "--side", 288, "--ratios", *ratios)
     pixels = ("--without", "clip_text", "clip_vision")  # the text encoder is yet to be trained
     yield (
         "their latents",
@@ -69,11 +80,11 @@ def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Itera
     )
     yield "the text encoder", train("text", "text", "base_latents", ["encoder", "words"])
     yield "stage C", train("stage_c", "stage_c", "base_latents", ["encoder", "words", "text"])
-    yield "tiles", draw("tiles", TILES, "--side", 384, 384, 768, 1536, "--tile", 256)
+    yield "tiles", draw("tiles", TILES, "--side", 384, 384, *sides, "--ratios", *ratios, "--tile", 256)
     yield "stage A", train("stage_a", "stage_a", "tiles", ["words"])
     yield "stage B", train("stage_b", "stage_b", "tiles", ["stage_a", "encoder", "stage_c"])
-    yield "large pictures", draw("large", LARGE, "--side", 288, 576, 576, 1152, 1152)
-    large = ("--areas", 288, 576, 1152, "--lr-latent", 9, *pixels)
+    yield "large pictures", draw("large", LARGE, "--side", *seen, "--ratios", *ratios)
+    large = ("--areas", *seen, "--lr-latent", 9, *pixels)
     yield "their latents", cache("large", "large_latents", ["encoder", "words"], *large)
     yield "the guidance networks", train("guidance", "guidance", "large_latents", ["encoder", "stage_c"])
     names = ("guidance", "stage_b")  # each brings what it was trained on

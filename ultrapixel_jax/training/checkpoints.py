@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,11 +35,11 @@ from ultrapixel_jax.checkpoints.runs import (
     saved_steps,
 )
 from ultrapixel_jax.config import GuidanceConfig
-from ultrapixel_jax.data.config import MULTIPLE, DataConfig, parse_ratio
+from ultrapixel_jax.data.config import MULTIPLE
 from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import is_full, is_remote, refusal
-from ultrapixel_jax.sizes import STAGE_C_FACTOR
+from ultrapixel_jax.sizes import HW, STAGE_C_FACTOR
 from ultrapixel_jax.training.changes import differences
 from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, config_to_json
 from ultrapixel_jax.training.state import TrainState
@@ -70,11 +71,19 @@ class RunCheckpoints:
                 os.fspath(absolute(self.directory / CHECKPOINTS)), options=options
             )
 
-    def describe(self, config: TrainConfig) -> None:
+    def describe(self, config: TrainConfig, sizes: Collection[HW]) -> None:
         """Write the configuration and what the run is made of, before the first checkpoint or with what has
-        changed since."""
+        changed since.
+
+        Args:
+            config: of the run.
+            sizes: heights and widths of its buckets that have examples, in pixels of the EffNet encoder.
+        """
         if jax.process_index() == 0:
-            texts = {CONFIG: config_to_json(config), RUN_MANIFEST: manifest_to_json(manifest_of(config))}
+            texts = {
+                CONFIG: config_to_json(config),
+                RUN_MANIFEST: manifest_to_json(manifest_of(config, sizes)),
+            }
             with disk_errors(os.fspath(self.directory)):
                 for name, values in texts.items():
                     write_whole(self.directory / name, (json.dumps(values, indent=1) + "\n").encode())
@@ -200,27 +209,26 @@ def is_finished(config: TrainConfig) -> bool:
     return True
 
 
-def manifest_of(config: TrainConfig) -> RunManifest:
-    """What a run of `config` is made of."""
+def manifest_of(config: TrainConfig, sizes: Collection[HW]) -> RunManifest:
+    """What a run of `config` on data of `sizes` is made of."""
     task = make_task(config)
     model = config.model
     if "guidance" in task.trained and model.guidance is not None:
-        model = dataclasses.replace(model, guidance=_trained_on(model.guidance, config.data))
+        model = dataclasses.replace(model, guidance=_trained_on(model.guidance, sizes))
     return RunManifest(
         {name: task.stacks(name) for name in task.trained}, bool(config.optimizer.ema_decay), model,
         config.sources, config.seed if config.random_frozen else None,
     )  # fmt: skip
 
 
-def _trained_on(guidance: GuidanceConfig, data: DataConfig) -> GuidanceConfig:
-    """`guidance` with the sizes that `data` has, as those of pictures that are drawn.
+def _trained_on(guidance: GuidanceConfig, sizes: Collection[HW]) -> GuidanceConfig:
+    """`guidance` with `sizes` as those of the pictures that are drawn.
 
     The encoder sees 32 pixels for each position of a latent, from which 42.67 are drawn.
     """
-    sides = [round(side * STAGE_C_FACTOR / MULTIPLE) for side in (min(data.areas), max(data.areas))]
-    ratios = [float(parse_ratio(ratio)) for ratio in data.ratios]
-    longest = max(max(ratio, 1 / ratio) for ratio in ratios)
-    return dataclasses.replace(guidance, trained_sides=tuple(sides), trained_ratio=longest)
+    sides = sorted(round(math.sqrt(height * width) * STAGE_C_FACTOR / MULTIPLE) for height, width in sizes)
+    longest = max(max(size) / min(size) for size in sizes)
+    return dataclasses.replace(guidance, trained_sides=(sides[0], sides[-1]), trained_ratio=longest)
 
 
 def _check_fits(what: str, stored: Mapping[str, Any], abstract: TrainState) -> None:

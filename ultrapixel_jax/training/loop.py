@@ -82,7 +82,7 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
         else:
             state, position = checkpoints.restore(states.place(abstract, shardings))
             loader.restore(position)
-        checkpoints.describe(config)
+        checkpoints.describe(config, loader.bucket_counts())
         frozen = states.frozen(task, sources, mesh)
 
         # ── Loop ───────────────────────────────────────────────────────────────────────────────────────

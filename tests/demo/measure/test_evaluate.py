@@ -254,10 +254,12 @@ def test_options_become_the_cascades_configuration(fake):
     )
     c, b = cascade.config.sampling_c, cascade.config.sampling_b
     assert (c.steps, c.cfg, c.cfg_hr, b.steps, b.cfg, b.cfg_hr) == (7, 2.5, 0.5, 3, 1.0, None)
-    kept = {"executables": Path("cache/executables")}
+    kept = {"executables": Path("cache/executables"), "memory": pipeline.Memory()}
     assert fake.loaded[-1][1] == {"dtype": "bfloat16", "ema": False, "preview": False, **kept}
     met += [settings, module._load(options("--preview"))[1]]
     assert fake.loaded[-1][1]["preview"]
+    met.append(module._load(options("--int8"))[1])
+    assert fake.loaded[-1][1]["memory"].int8
     assert len({json.dumps(s, sort_keys=True) for s in met}) == len(met)
 
 

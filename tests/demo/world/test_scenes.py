@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -131,13 +132,23 @@ X_OF_FIRST = 0.2842
 
 @pytest.mark.parametrize("ratio", [0.5, 2 / 3, 1.5, 3.0])
 def test_long_pictures_are_used_from_end_to_end_and_say_the_same(ratio):
-    half, reached = max(ratio, 1 / ratio) / 2, []
+    half, reached, grown = max(ratio, 1 / ratio) / 2, [], []
     for i, square in enumerate(SCENES["held_out"][:200]):
         scene = scenes.sample(3, i, "held_out", ratio)
         assert scene.held_out and plain_caption(scene) == plain_caption(square)
+        lengthwise = ("above", "below") if ratio > 1 else ("left of", "right of")
+        crosswise = scene.relation not in (None, "inside", *lengthwise)
         for o, before in zip(scene.objects, square.objects):
             along, across = (o.y, o.x) if ratio > 1 else (o.x, o.y)
-            assert across == (before.x if ratio > 1 else before.y) and o.size == before.size
+            was = before.x if ratio > 1 else before.y
+            grown.append(o.size / before.size)
+            assert (
+                (grown[-1] == 1 and across == was)
+                if crosswise
+                else 1 <= grown[-1] < math.sqrt(2 * half) + 1e-3
+            )
+            assert abs(across - 0.5) <= max(abs(was - 0.5), 0.01)
+            assert crosswise or abs(across - 0.5) + o.size / 2 <= 0.5 - scenes.EDGE + 1e-3
             assert abs(along - 0.5) + o.size / 2 <= half - scenes.EDGE + 1e-3
             reached.append((along - 0.5 + half) / (2 * half))
         if scene.relation in ("left of", "right of", "above", "below"):
@@ -147,6 +158,7 @@ def test_long_pictures_are_used_from_end_to_end_and_say_the_same(ratio):
                                       ("above" if dy > 0 else "below"))  # fmt: skip
     shares = np.histogram(reached, 5, (0, 1))[0] / len(reached)
     assert shares.min() > 0.04, shares
+    assert max(grown) > math.sqrt(2 * half) - 1e-3
 
 
 def test_a_square_is_what_it_was():

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -298,12 +299,15 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
     from ultrapixel_jax.compilation import cache as compilation_cache
     from ultrapixel_jax.config import to_dict
     from ultrapixel_jax.sampling.pictures import config_identity
-    from ultrapixel_jax.sampling.pipeline import Cascade
+    from ultrapixel_jax.sampling.pipeline import Cascade, Memory
 
     cache = compilation_cache.use()
     settings = {"dtype": options.dtype, "ema": not options.no_ema, "preview": options.preview}
-    kept = compilation_cache.executables(cache)
-    cascade = Cascade.load(options.checkpoint, executables=kept, **settings)
+    load = functools.partial(
+        Cascade.load, options.checkpoint, executables=compilation_cache.executables(cache),
+        memory=Memory(int8=options.int8), **settings,
+    )  # fmt: skip
+    cascade = load()
     config = cascade.config
     lr_side = (config.guidance or demo.guidance or GuidanceConfig()).lr_side
     if options.guidance is not None and config.guidance is None and options.guidance != "off":
@@ -313,7 +317,7 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
             config.guidance, timestep=options.guidance
         )  # fmt: skip
         config = dataclasses.replace(config, guidance=guidance)
-        cascade = Cascade.load(options.checkpoint, config=config, executables=kept, **settings)
+        cascade = load(config=config)
     for height, width in options.sizes:
         if min(lr_pixels(height, width, lr_side)) < SIDE:
             raise UserError(f"size {height}x{width}: its low-resolution picture is too small to detect in")
@@ -327,6 +331,7 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
     cascade.config = config
     return cascade, {
         **settings,
+        **({"int8": True} if options.int8 else {}),
         "checkpoint": cascade.identity,
         "config": config_identity(config),
         "lr_side": lr_side,
@@ -390,6 +395,7 @@ def parser() -> commands.Parser:
         p.option(f"--cfg{suffix}", number(), f"classifier-free guidance weight of stage {stage}")
     p.option("--cfg-hr", number(), "that of stage C's HR pass")
     p.option("--dtype", DTYPE, "of computing", "float32")
+    p.flag("--int8", "the kernels of stages C and B in eight bits")
     p.flag("--preview", "the previewer in place of stages B and A: stage C alone is measured, far sooner")
     p.flag("--no-ema", "of a run, the trained weights and not their moving average")
     p.section("running")

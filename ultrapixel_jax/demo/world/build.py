@@ -44,7 +44,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
 """Options of Pillow's `save`, by name."""
-VERSION = 5
+VERSION = 6
 """Of the world: to be raised with every change of scenes, drawing or captions."""
 
 

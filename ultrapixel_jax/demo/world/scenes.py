@@ -14,6 +14,7 @@ combinations of two coloured shapes in a relation. A held-out scene shows at lea
 from __future__ import annotations
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -54,6 +55,8 @@ PAIR = 0.65
 _OPPOSITE = {"left of": "right of", "above": "below"}
 EDGE = 0.03
 """Least distance of an object from the ends of a long picture, in shorter sides."""
+WIDEST = 0.88
+"""Largest object, in shorter sides."""
 FARTHEST = 4.0
 """By how much two objects may be farther apart in a long picture than in a square, as a factor."""
 _DOMAIN, _LONG = 0x5CE7E, 0x1096
@@ -167,6 +170,10 @@ def sample(seed: int, index: int, split: str = "train", ratio: float = 1.0) -> S
 def spread(scene: Scene, ratio: float, chances: Sequence[float]) -> Scene:
     """`scene` along the longer side of a picture of `ratio`; itself for a square.
 
+    Its objects take up as much of the picture as of a square, where the shorter side has room for that: two
+    beside each other across the picture stay as large as they are. Latents of the base size hold no texture
+    of an object that is smaller.
+
     Args:
         scene: of a square.
         ratio: height over width.
@@ -177,17 +184,31 @@ def spread(scene: Scene, ratio: float, chances: Sequence[float]) -> Scene:
     if half <= 0.5 - EDGE:
         return scene
     apart, where = chances
-    aways = [getattr(o, axis) - 0.5 for o in scene.objects]
-    room = [half - o.size / 2 for o in scene.objects]
-    if scene.relation in (("above", "below") if axis == "y" else ("left of", "right of")):
+    along = scene.relation in (("above", "below") if axis == "y" else ("left of", "right of"))
+    grown = 1.0
+    if along or scene.relation in (None, "inside"):
+        widest = max(o.size for o in scene.objects)
+        grown = max(1.0, min(math.sqrt(max(ratio, 1 / ratio)), WIDEST / widest))
+    sizes = [round(grown * o.size, 4) for o in scene.objects]
+    aways = [grown * (getattr(o, axis) - 0.5) for o in scene.objects]
+    room = [half - size / 2 for size in sizes]
+    if along:
         most = min(r / max(abs(a), 1e-6) for r, a in zip(room, aways))
         farther = 1 + apart * (min(most, FARTHEST) - 1)
         aways = [a * farther for a in aways]
     low, high = max(-r - a for r, a in zip(room, aways)), min(r - a for r, a in zip(room, aways))
     shift = low + where * (high - low)
     places = [round(0.5 + a + shift, 4) for a in aways]
-    moved = (dataclasses.replace(o, **{axis: place}) for o, place in zip(scene.objects, places))
-    return dataclasses.replace(scene, objects=tuple(moved))
+    other = "x" if axis == "y" else "y"
+
+    def moved(o: Object, place: float, size: float) -> Object:
+        beside = getattr(o, other)
+        if grown > 1:
+            free = 0.5 - EDGE - size / 2
+            beside = round(min(max(beside, 0.5 - free), 0.5 + free), 4)
+        return dataclasses.replace(o, **{axis: place, other: beside, "size": size})
+
+    return dataclasses.replace(scene, objects=tuple(map(moved, scene.objects, places, sizes)))
 
 
 class _Dice:
@@ -216,7 +237,7 @@ def _draw(dice: _Dice) -> Scene:
 
     relation = dice.choice(RELATIONS)
     if relation == "inside":
-        sizes = dice.between(0.28, 0.34), dice.between(0.76, 0.88)
+        sizes = dice.between(0.28, 0.34), dice.between(0.76, WIDEST)
         x, y = (0.5 + dice.between(-0.01, 0.01) for _ in range(2))
         places = [(x, y), (x, y)]
     else:

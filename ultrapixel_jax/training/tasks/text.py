@@ -25,6 +25,8 @@ from ultrapixel_jax.training.tasks.guidance import encoders
 
 SEED = 0
 """Of the projection; another one would be another target."""
+SIDE = 9
+"""Of the square that latents are resized to before it: words mean the same in pictures of all shapes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +72,10 @@ class TrainText(Task):
 def project(latent: Float[Array, "b h w c"], channels: int) -> Float[Array, "b p"]:
     """`channels` fixed random combinations of all values of a latent, each of unit variance if they are.
 
-    The numbers are drawn in the program: as a constant they would be 47 MB of it, for each size of latents.
+    Latents of other shapes than `SIDE`×`SIDE` are resized to that. The numbers are drawn in the program: as a
+    constant they would be a part of it.
     """
-    flat = latent.reshape(latent.shape[0], -1)
+    square = (latent.shape[0], SIDE, SIDE, latent.shape[3])
+    flat = jax.image.resize(latent, square, "linear").reshape(latent.shape[0], -1)
     matrix = jax.random.normal(random_keys.of_seed(SEED), (flat.shape[1], channels), jnp.float32)
     return flat @ matrix / np.float32(np.sqrt(flat.shape[1]))
