@@ -104,7 +104,7 @@ def measure(
             names = [f"{named(batch.settings)}/{case.name}" for case in batch.cases]
             if all(name in done for name in names):
                 continue
-            told = [scenes.sample(0, case.scene, "held_out") for case in batch.cases]
+            told = [scenes.sample(0, c.scene, "held_out", c.size[0] / c.size[1]) for c in batch.cases]
             images, seconds = draw(batch, [plain_caption(scene) for scene in told])
             for name, case, scene, image in zip(names, batch.cases, told, images, strict=True):
                 found = judge(scene, Drawn(image, None, lr(case.size)))
