@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from ultrapixel_jax import flops
 from ultrapixel_jax.models import random_keys
 from ultrapixel_jax.models.clip_text import ClipText
+from ultrapixel_jax.models.resize import resize_bilinear
 from ultrapixel_jax.training.tasks import encode
 from ultrapixel_jax.training.tasks.base import Batch, Losses, Shapes, Task, Variables, batch_size
 from ultrapixel_jax.training.tasks.guidance import encoders
@@ -75,7 +76,6 @@ def project(latent: Float[Array, "b h w c"], channels: int) -> Float[Array, "b p
     Latents of other shapes than `SIDE`×`SIDE` are resized to that. The numbers are drawn in the program: as a
     constant they would be a part of it.
     """
-    square = (latent.shape[0], SIDE, SIDE, latent.shape[3])
-    flat = jax.image.resize(latent, square, "linear").reshape(latent.shape[0], -1)
+    flat = resize_bilinear(latent, (SIDE, SIDE)).reshape(latent.shape[0], -1)
     matrix = jax.random.normal(random_keys.of_seed(SEED), (flat.shape[1], channels), jnp.float32)
     return flat @ matrix / np.float32(np.sqrt(flat.shape[1]))
