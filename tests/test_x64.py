@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 from configs.tiny import config as tiny
-from tests.training.steps import config_of, latents
+from tests.training.steps import config_of, images, latents
 from ultrapixel_jax.compilation.program import Program
+from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.diffusion.sampler import initial_noise
 from ultrapixel_jax.models.components import abstract
 from ultrapixel_jax.sampling.pipeline import Cascade
 from ultrapixel_jax.sampling.requests import Request
 from ultrapixel_jax.sampling.tiling import decode_tiled
 from ultrapixel_jax.training import state as states
-from ultrapixel_jax.training.config import GuidanceTask, TextTask
+from ultrapixel_jax.training.config import GuidanceTask, PreviewerTask, StageATask, StageBTask, TextTask
 from ultrapixel_jax.training.optimizer import make_optimizer
 from ultrapixel_jax.training.step import make_step
 from ultrapixel_jax.training.tasks import make_task
@@ -70,15 +71,24 @@ def test_noise_and_tiles_are_the_same() -> None:
             np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("task_config", [GuidanceTask(), TextTask()], ids=lambda t: type(t).__name__)
+TASKS = (
+    GuidanceTask(), TextTask(), PreviewerTask(train_encoder=True, latent_noise=0.1, outlier_weight=0.1),
+    StageATask(crop=32), StageBTask(condition_scales=(0.5, 1.0), pyramid_levels=(1, 4), draws=2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("task_config", TASKS, ids=lambda t: type(t).__name__)
 def test_steps_of_training_compute_in_32_bits(task_config: Any) -> None:
     with jax.enable_x64(True):
-        config = config_of(task_config, scanned=True)
+        of_pictures = isinstance(task_config, PreviewerTask | StageATask | StageBTask)
+        changes: Any = {"data": DataConfig(batch_size=4)} if of_pictures else {}
+        config = config_of(task_config, scanned=True, **changes)
         task, optimizer = make_task(config), make_optimizer(config.optimizer, 10)
         tokens = np.ones((4, 7), np.int32)
         batch = {
             **latents(config),
             **({"ids": tokens, "mask": tokens} if "clip_text" in task.trained else {}),
+            **(images(4, 64) if of_pictures else {}),
         }
         state = jax.eval_shape(states.creator(task, optimizer), {})
         frozen = {name: abstract(name, getattr(config.model, name)) for name in task.frozen}

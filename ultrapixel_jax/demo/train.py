@@ -33,6 +33,11 @@ FEWEST = {"views": 64, "tiles": 64, "base": 320, "large": 64}
 """As many at any scale: a batch of what is trained on them, and more where some are left out."""
 
 
+def encoded(sides: Iterable[int]) -> tuple[int, ...]:
+    """`sides` of pictures as the encoder sees them: 32 pixels for each position of a latent, not 42.67."""
+    return tuple(3 * side // 4 for side in sides)
+
+
 def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Iterator[tuple[str, list[str]]]:
     """(what it makes, command) of every step.
 
@@ -60,7 +65,7 @@ def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Itera
         return module("ultrapixel_jax.demo.world.build", at(name), "--count", count, "--seed", seed, *more)
 
     # A trial has one size in three shapes, since a step is compiled for each.
-    ratios, sides = (RATIOS, SIDES) if scale > TRIAL else (RATIOS[::3], SIDES[:1])
+    ratios, sides = (RATIOS, SIDES) if scale > TRIAL else (("1/1", "1/2"), SIDES[:1])
 
     def cache(data: str, latents: str, sources: Sequence[str], *more: object) -> list[str]:
         names = [at(data), *map(at, sources), at(latents)]
@@ -69,7 +74,7 @@ def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Itera
 
     yield "the tokenizer", module("ultrapixel_jax.demo.world.words", at("words"))
     # The encoder sees 3/4 of a picture's side: 9×9 positions for the base size of 384².
-    seen = [3 * side // 4 for side in sides]
+    seen = encoded(sides)
     yield "views", draw("views", VIEWS, "--side", 288, 288, *seen, "--tile", 288)
     yield "the EffNet encoder and the previewer", train("previewer", "encoder", "views", ["words"])
     yield "pictures of the base size", draw("base", BASE, "--side", 288, "--ratios", *ratios)

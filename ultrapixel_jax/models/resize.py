@@ -1,9 +1,10 @@
-"""Resampling of maps, by torch's rules."""
+"""Resampling of maps: by torch's rules, and antialiased."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -46,3 +47,13 @@ def resize_nearest(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b h2
         index = jnp.floor(jnp.arange(target, dtype=jnp.float32) * ratio).astype(jnp.int32)
         x = jnp.take(x, jnp.minimum(index, source - 1), axis=axis)
     return x
+
+
+def resize_antialiased(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+    """Linear, antialiased where it shrinks: that of `jax.image.resize`, whose weights are of 64 bits where
+    jax has these.
+    """
+    axes = [axis for axis, side in ((1, size[0]), (2, size[1])) if x.shape[axis] != side]
+    shape = (x.shape[0], *size, x.shape[3])
+    scale = jnp.asarray([shape[axis] / x.shape[axis] for axis in axes], jnp.float32)
+    return jax.image.scale_and_translate(x, shape, axes, scale, jnp.zeros_like(scale), "linear")

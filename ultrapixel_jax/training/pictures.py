@@ -25,6 +25,7 @@ from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.models import lora
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.models.previewer import Previewer
+from ultrapixel_jax.models.resize import resize_antialiased
 from ultrapixel_jax.models.scan import unstack
 from ultrapixel_jax.models.stage_a import StageA
 from ultrapixel_jax.report import Report
@@ -270,9 +271,8 @@ class _Decoding(_Drawing):
         @jax.jit
         def encode(variables: Any, images: Array) -> Any:
             # Stage C's latent has 42.67 pixels a side, the encoder 32: it sees a smaller image.
-            n, height, width, _ = images.shape
-            sides = tuple(32 * round(side / STAGE_C_FACTOR) for side in (height, width))
-            return encoder.apply(variables, jax.image.resize(images, (n, *sides, 3), "linear"))
+            height, width = (32 * round(side / STAGE_C_FACTOR) for side in images.shape[1:3])
+            return encoder.apply(variables, resize_antialiased(images, (height, width)))
 
         self._encode = encode
 
@@ -326,7 +326,7 @@ def _previewer(task: Task, mesh: Mesh, place: Place) -> Pictures:
         networks = {**frozen, **trained_variables(task, state)}
         made = fetch(run(networks["previewer"], networks["effnet_encoder"], spread(images, mesh)))
         made = made[: len(images)].astype(np.float32)
-        small = jax.image.resize(images.astype(np.float32) / 255, made.shape, "linear")
+        small = resize_antialiased(images.astype(np.float32) / 255, made.shape[1:3])
         return np.asarray(to_uint8(jnp.concatenate([small, made])))
 
     return draw

@@ -193,12 +193,14 @@ def test_pictures_that_are_too_small_are_refused():
 
 
 def test_validation_reports_shares(capsys):
-    shares = validate(count=3, size=256, quiet=True)
+    shares = validate(count=3, size=(256, 256), quiet=True)
     assert shares["all"] == shares["wrong colour"] == shares["wrong shape"] == 1
-    blurred = validate(count=2, size=256, blur=40.0, quiet=True)
+    blurred = validate(count=2, size=(256, 256), blur=40.0, quiet=True)
     assert blurred["all"] < 1
-    assert main(["--count", "1", "--size", "256", "--quiet"]) == 0
-    assert "256 pixels, blur 0, noise 0: colour 100.00%" in capsys.readouterr().out
+    assert main(["--count", "1", "--sizes", "256", "--quiet"]) == 0
+    assert "256x256 pixels, blur 0, noise 0: colour 100.00%" in capsys.readouterr().out
+    assert main(["--count", "2", "--sizes", "512x384", "--encoded", "--quiet"]) == 0
+    assert "512x384 pixels, blur 0, noise 0, encoded: colour 100.00%" in capsys.readouterr().out
     assert main(["--blur", "-1"]) == 2
     assert "at most 100" in capsys.readouterr().err
 

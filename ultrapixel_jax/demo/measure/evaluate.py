@@ -331,7 +331,7 @@ def _load(options: argparse.Namespace) -> tuple[Cascade, dict[str, Any]]:
     cascade.config = config
     return cascade, {
         **settings,
-        **({"int8": True} if options.int8 else {}),
+        "int8": options.int8,
         "checkpoint": cascade.identity,
         "config": config_identity(config),
         "lr_side": lr_side,

@@ -1,8 +1,10 @@
 """How reliable the detector is: its verdicts on rendered scenes, whose contents are known.
 
-    python -m ultrapixel_jax.demo.measure.validate --count 500 --size 384 768 1536
-    python -m ultrapixel_jax.demo.measure.validate --count 500 --size 384 --blur 3 --noise 10
+    python -m ultrapixel_jax.demo.measure.validate --count 500 --sizes 384 768 1536
+    python -m ultrapixel_jax.demo.measure.validate --count 500 --sizes 384 --blur 3 --noise 10
+    python -m ultrapixel_jax.demo.measure.validate --count 120 --sizes 384 256x512 --encoded
 
+With --encoded they are first encoded to latents and decoded by the previewer: what latents can hold.
 Every second scene is held out. "Sensitivity": each scene is also held against a picture in which one
 property of one object is another; it is the share of these where the verdict on that property is "wrong".
 """
@@ -12,7 +14,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,10 +23,15 @@ from scipy import ndimage
 
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import number, whole
-from ultrapixel_jax.demo.measure.detect import SIDE, Verdict, compare, detect
+from ultrapixel_jax.data.config import MULTIPLE
+from ultrapixel_jax.demo.config import config
+from ultrapixel_jax.demo.measure.detect import Verdict, compare, detect
+from ultrapixel_jax.demo.measure.evaluate import square
+from ultrapixel_jax.demo.measure.sharpness import enlarge
 from ultrapixel_jax.demo.world import scenes
-from ultrapixel_jax.demo.world.render import LARGEST, render
+from ultrapixel_jax.demo.world.render import render
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sizes import HW, STAGE_C_FACTOR
 
 PROPERTIES = ("colour", "shape", "texture", "relation")
 _TURNED = {"left of": "above", "above": "right of", "right of": "below", "below": "left of"}
@@ -82,21 +90,65 @@ def changed(scene: scenes.Scene, what: str, index: int) -> scenes.Scene:
     return dataclasses.replace(scene, objects=tuple(objects))
 
 
+Show = Callable[[scenes.Scene, HW], UInt8[np.ndarray, "h w 3"]]
+"""The picture of a scene at a height and width."""
+
+
+def drawn(scene: scenes.Scene, size: HW) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture itself."""
+    return render(scene, *size)
+
+
+def through_latents() -> Show:
+    """The picture after the demo's EffNet encoder and previewer."""
+    import jax
+    import jax.numpy as jnp
+
+    from ultrapixel_jax.checkpoints.weights import load_network
+    from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
+    from ultrapixel_jax.models.previewer import Previewer
+    from ultrapixel_jax.sampling.tiling import to_uint8
+
+    variables: dict[str, Any] = {}
+    for name in ("effnet_encoder", "previewer"):
+        variables |= load_network(name, None, None, mesh=None, dtype="float32")
+    encoder, previewer = EffnetEncoder(config.effnet_encoder), Previewer(config.previewer)
+
+    @jax.jit
+    def decoded(variables: Any, pixels: Any) -> Any:
+        latent = encoder.apply(variables["effnet_encoder"], pixels.astype(jnp.float32) / 255)
+        return to_uint8(previewer.apply(variables["previewer"], latent))
+
+    def show(scene: scenes.Scene, size: HW) -> UInt8[np.ndarray, "h w 3"]:
+        height, width = (MULTIPLE * round(side / STAGE_C_FACTOR) for side in size)
+        return enlarge(np.asarray(decoded(variables, render(scene, height, width)[None]))[0], size)
+
+    return show
+
+
 def validate(
-    *, count: int, size: int, blur: float = 0.0, noise: float = 0.0, seed: int = 0, quiet: bool = False
+    *,
+    count: int,
+    size: HW,
+    blur: float = 0.0,
+    noise: float = 0.0,
+    seed: int = 0,
+    quiet: bool = False,
+    show: Show = drawn,
 ) -> dict[str, float]:
-    """Shares of right verdicts on `count` rendered scenes of `size` pixels, by property.
+    """Shares of right verdicts on `count` scenes shown at `size` (height, width), by property.
 
     `wrong NAME` is the share of the pictures with another value of that property whose verdict says so.
     """
     from tqdm import tqdm
 
     right, total = Counter[str](), Counter[str]()
-    for index in tqdm(range(count), unit="picture", desc=f"{size} pixels", disable=quiet):
-        scene = scenes.sample(seed, index, scenes.SPLITS[index % 2])
+    height, width = size
+    for index in tqdm(range(count), unit="picture", desc=f"{height}x{width} pixels", disable=quiet):
+        scene = scenes.sample(seed, index, scenes.SPLITS[index % 2], height / width)
 
         def look(shown: scenes.Scene, index: int = index, scene: scenes.Scene = scene) -> Verdict:
-            return compare(scene, detect(degrade(render(shown, size, size), blur, noise, index)))
+            return compare(scene, detect(degrade(show(shown, size), blur, noise, index)))
 
         verdict = look(scene)
         for name in (*PROPERTIES, "number", "all"):
@@ -117,7 +169,9 @@ def parser() -> commands.Parser:
     """The command line."""
     p = commands.Parser("python -m ultrapixel_jax.demo.measure.validate", __doc__)
     p.option("--count", whole(1, 10**6), "scenes of each size", 500)
-    p.option("--size", whole(SIDE, LARGEST), "pixels on a side", [384, 768, 1536], nargs="+")
+    p.option("--sizes", square, "pixels on a side, or HEIGHTxWIDTH", [(384, 384), (768, 768), (1536, 1536)],
+             shown="384 768 1536", nargs="+", metavar="N")  # fmt: skip
+    p.flag("--encoded", "encode and decode them first, by the demo's EffNet encoder and previewer")
     p.option("--blur", number(low=0, high=100), "deviation of a Gaussian blur in 512ths of the side", 0.0)
     p.option("--noise", number(low=0, high=100), "deviation of noise, of 255", 0.0)
     p.option("--seed", whole(0, scenes.MAX_SEED), "of the scenes", 0)
@@ -130,13 +184,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         values = parser().read(argv)
-        for size in values.size:
+        show = through_latents() if values.encoded else drawn
+        for height, width in values.sizes:
             shares = validate(
-                count=values.count, size=size, blur=values.blur, noise=values.noise, seed=values.seed,
-                quiet=values.quiet,
+                count=values.count, size=(height, width), blur=values.blur, noise=values.noise,
+                seed=values.seed, quiet=values.quiet, show=show,
             )  # fmt: skip
             text = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
-            print(f"{size} pixels, blur {values.blur:g}, noise {values.noise:g}: {text}", flush=True)
+            how = f"blur {values.blur:g}, noise {values.noise:g}" + ", encoded" * values.encoded
+            print(f"{height}x{width} pixels, {how}: {text}", flush=True)
 
     return commands.run(run, interrupted="nothing is kept")
 

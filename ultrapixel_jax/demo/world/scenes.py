@@ -149,7 +149,7 @@ def _pair_held_out(first: Object, relation: str, second: Object) -> bool:
 def sample(seed: int, index: int, split: str = "train", ratio: float = 1.0) -> Scene:
     """Scene `index` of a split; the same on every machine and for every size of picture of one `ratio`.
 
-    Of another ratio (height over width) it has the same objects in the same relation, elsewhere.
+    Of another ratio (height over width) it has the same objects in the same relation, but see `spread`.
 
     Raises:
         UserError: an unknown split, or a negative seed or index.

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.models.previewer import Previewer
+from ultrapixel_jax.models.resize import resize_antialiased
 from ultrapixel_jax.training.config import PreviewerTask
 from ultrapixel_jax.training.tasks import encode
 from ultrapixel_jax.training.tasks.base import Batch, Losses, Task, Variables, keys_of, normal
@@ -73,5 +73,5 @@ class TrainPreviewer(Task):
         out, changed["previewer"] = Previewer(self.config.model.previewer).apply(
             variables["previewer"], latent, train=self.training, mutable=["batch_stats"]
         )
-        target = jax.image.resize(image, out.shape, "linear")
+        target = resize_antialiased(image, out.shape[1:3])
         return Losses(jnp.square(out - target).mean((1, 2, 3)) + outliers, collections=changed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ultrapixel_jax import flops
@@ -93,8 +94,8 @@ def random_crop(image: Float[Array, "b h w 3"], side: int, batch: Batch) -> Floa
 
     def one(key: Array, image: Array) -> Array:
         place = jax.random.uniform(key, (2,), jnp.float32)
-        limits = jnp.asarray([height - side + 1, width - side + 1])
+        limits = np.array([height - side + 1, width - side + 1], np.float32)
         y, x = jnp.floor(place * limits).astype(jnp.int32)
-        return jax.lax.dynamic_slice(image, (y, x, 0), (side, side, 3))
+        return jax.lax.dynamic_slice(image, (y, x, jnp.int32(0)), (side, side, 3))
 
     return jax.vmap(one)(keys, image)

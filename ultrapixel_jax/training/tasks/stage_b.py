@@ -17,7 +17,7 @@ from ultrapixel_jax.diffusion import schedule
 from ultrapixel_jax.models import random_keys
 from ultrapixel_jax.models.clip_text import ClipText
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
-from ultrapixel_jax.models.resize import resize_bilinear
+from ultrapixel_jax.models.resize import resize_antialiased, resize_bilinear
 from ultrapixel_jax.models.stage_a import StageA
 from ultrapixel_jax.models.stage_b import StageB
 from ultrapixel_jax.training.config import StageBTask
@@ -129,9 +129,8 @@ class TrainStageB(Task):
         train = self.training and task.train_encoder
 
         def at_scale(scale: float, image: Array) -> tuple[Array, Any]:
-            b, h, w, c = image.shape
-            sides = tuple(max(32, 32 * round(side * scale / 32)) for side in (h, w))
-            small = jax.image.resize(image, (b, *sides, c), "linear").astype(self.dtype)
+            height, width = (max(32, 32 * round(side * scale / 32)) for side in image.shape[1:3])
+            small = resize_antialiased(image, (height, width)).astype(self.dtype)
             out: Any = encoder.apply(variables, small, train, mutable=["batch_stats"] if train else False)
             z, changed = out if train else (out, {})
             return resize_bilinear(z.astype(jnp.float32), inner), changed

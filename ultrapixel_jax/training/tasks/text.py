@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from ultrapixel_jax import flops
 from ultrapixel_jax.models import random_keys
 from ultrapixel_jax.models.clip_text import ClipText
-from ultrapixel_jax.models.resize import resize_bilinear
+from ultrapixel_jax.models.resize import resize_antialiased
 from ultrapixel_jax.training.tasks import encode
 from ultrapixel_jax.training.tasks.base import Batch, Losses, Shapes, Task, Variables, batch_size
 from ultrapixel_jax.training.tasks.guidance import encoders
@@ -74,8 +74,8 @@ def project(latent: Float[Array, "b h w c"], channels: int) -> Float[Array, "b p
     """`channels` fixed random combinations of all values of a latent, each of unit variance if they are.
 
     Latents of other shapes than `SIDE`×`SIDE` are resized to that. The numbers are drawn in the program: as a
-    constant they would be a part of it.
+    constant they would be 3 MB of it, for each size of latents.
     """
-    flat = resize_bilinear(latent, (SIDE, SIDE)).reshape(latent.shape[0], -1)
+    flat = resize_antialiased(latent, (SIDE, SIDE)).reshape(latent.shape[0], -1)
     matrix = jax.random.normal(random_keys.of_seed(SEED), (flat.shape[1], channels), jnp.float32)
     return flat @ matrix / np.float32(np.sqrt(flat.shape[1]))
