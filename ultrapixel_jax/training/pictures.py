@@ -326,7 +326,7 @@ def _previewer(task: Task, mesh: Mesh, place: Place) -> Pictures:
         networks = {**frozen, **trained_variables(task, state)}
         made = fetch(run(networks["previewer"], networks["effnet_encoder"], spread(images, mesh)))
         made = made[: len(images)].astype(np.float32)
-        small = resize_antialiased(images.astype(np.float32) / 255, made.shape[1:3])
+        small = resize_antialiased(jnp.asarray(images, jnp.float32) / 255, made.shape[1:3])
         return np.asarray(to_uint8(jnp.concatenate([small, made])))
 
     return draw

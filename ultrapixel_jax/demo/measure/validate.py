@@ -117,7 +117,8 @@ def through_latents() -> Show:
     @jax.jit
     def decoded(variables: Any, pixels: Any) -> Any:
         latent = encoder.apply(variables["effnet_encoder"], pixels.astype(jnp.float32) / 255)
-        return to_uint8(previewer.apply(variables["previewer"], latent))
+        image: Any = previewer.apply(variables["previewer"], latent)
+        return to_uint8(image)
 
     def show(scene: scenes.Scene, size: HW) -> UInt8[np.ndarray, "h w 3"]:
         height, width = (MULTIPLE * round(side / STAGE_C_FACTOR) for side in size)
