@@ -199,8 +199,10 @@ def test_validation_reports_shares(capsys):
     assert blurred["all"] < 1
     assert main(["--count", "1", "--sizes", "256", "--quiet"]) == 0
     assert "256x256 pixels, blur 0, noise 0: colour 100.00%" in capsys.readouterr().out
-    assert main(["--count", "2", "--sizes", "512x384", "--encoded", "--quiet"]) == 0
-    assert "512x384 pixels, blur 0, noise 0, encoded: colour 100.00%" in capsys.readouterr().out
+    assert main(["--count", "2", "--sizes", "512x384", "--encoded", "previewer", "--quiet"]) == 0
+    assert "512x384 pixels, blur 0, noise 0, previewer: colour 100.00%" in capsys.readouterr().out
+    assert main(["--count", "1", "--sizes", "384", "--encoded", "stages", "--quiet"]) == 0
+    assert "384x384 pixels, blur 0, noise 0, stages: colour 100.00%" in capsys.readouterr().out
     assert main(["--blur", "-1"]) == 2
     assert "at most 100" in capsys.readouterr().err
 

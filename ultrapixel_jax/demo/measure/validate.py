@@ -2,9 +2,10 @@
 
     python -m ultrapixel_jax.demo.measure.validate --count 500 --sizes 384 768 1536
     python -m ultrapixel_jax.demo.measure.validate --count 500 --sizes 384 --blur 3 --noise 10
-    python -m ultrapixel_jax.demo.measure.validate --count 120 --sizes 384 256x512 --encoded
+    python -m ultrapixel_jax.demo.measure.validate --count 120 --sizes 384 256x512 --encoded previewer
 
-With --encoded they are first encoded to latents and decoded by the previewer: what latents can hold.
+With --encoded they are first encoded to latents, and decoded by the previewer or by stages B and A: what
+latents can hold, and decoders show.
 Every second scene is held out. "Sensitivity": each scene is also held against a picture in which one
 property of one object is another; it is the share of these where the verdict on that property is "wrong".
 """
@@ -22,17 +23,20 @@ from jaxtyping import UInt8
 from scipy import ndimage
 
 from ultrapixel_jax import commands
-from ultrapixel_jax.commands import number, whole
+from ultrapixel_jax.commands import number, one_of, whole
 from ultrapixel_jax.data.config import MULTIPLE
 from ultrapixel_jax.demo.config import config
 from ultrapixel_jax.demo.measure.detect import Verdict, compare, detect
 from ultrapixel_jax.demo.measure.evaluate import square
 from ultrapixel_jax.demo.measure.sharpness import enlarge
 from ultrapixel_jax.demo.world import scenes
+from ultrapixel_jax.demo.world.captions import plain_caption
 from ultrapixel_jax.demo.world.render import render
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.sizes import HW, STAGE_C_FACTOR
+from ultrapixel_jax.sizes import HW, Bucket
 
+DECODERS = ("previewer", "stages")
+"""Of latents: the previewer, or stages B and A."""
 PROPERTIES = ("colour", "shape", "texture", "relation")
 _TURNED = {"left of": "above", "above": "right of", "right of": "below", "below": "left of"}
 
@@ -99,30 +103,37 @@ def drawn(scene: scenes.Scene, size: HW) -> UInt8[np.ndarray, "h w 3"]:
     return render(scene, *size)
 
 
-def through_latents() -> Show:
-    """The picture after the demo's EffNet encoder and previewer."""
+def through_latents(decoders: str) -> Show:
+    """The picture after the demo's EffNet encoder and its decoders: what stage C at its best would draw.
+
+    Args:
+        decoders: one of `DECODERS`.
+    """
     import jax
     import jax.numpy as jnp
 
     from ultrapixel_jax.checkpoints.weights import load_network
+    from ultrapixel_jax.compilation import cache as compilation_cache
     from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
-    from ultrapixel_jax.models.previewer import Previewer
-    from ultrapixel_jax.sampling.tiling import to_uint8
+    from ultrapixel_jax.sampling.pipeline import Cascade
+    from ultrapixel_jax.sampling.requests import Request
 
-    variables: dict[str, Any] = {}
-    for name in ("effnet_encoder", "previewer"):
-        variables |= load_network(name, None, None, mesh=None, dtype="float32")
-    encoder, previewer = EffnetEncoder(config.effnet_encoder), Previewer(config.previewer)
+    executables = compilation_cache.executables(compilation_cache.use())
+    cascade = Cascade.load(None, dtype="float32", preview=decoders == "previewer", executables=executables)
+    encoder = EffnetEncoder(config.effnet_encoder)
+    variables: Any = load_network("effnet_encoder", None, None, mesh=None, dtype="float32")
 
     @jax.jit
-    def decoded(variables: Any, pixels: Any) -> Any:
-        latent = encoder.apply(variables["effnet_encoder"], pixels.astype(jnp.float32) / 255)
-        image: Any = previewer.apply(variables["previewer"], latent)
-        return to_uint8(image)
+    def encoded(pixels: Any) -> Any:
+        return encoder.apply(variables["effnet_encoder"], pixels.astype(jnp.float32) / 255)
 
     def show(scene: scenes.Scene, size: HW) -> UInt8[np.ndarray, "h w 3"]:
-        height, width = (MULTIPLE * round(side / STAGE_C_FACTOR) for side in size)
-        return enlarge(np.asarray(decoded(variables, render(scene, height, width)[None]))[0], size)
+        bucket = Bucket.of(*size)
+        height, width = (MULTIPLE * side for side in bucket.hr)
+        latent = np.asarray(encoded(render(scene, height, width)[None]))
+        request = Request(plain_caption(scene), "", 0, *size, config.sampling_c, config.sampling_b)
+        image = cascade.decode([request], bucket, latent)[0]
+        return enlarge(image, size) if cascade.preview else image[: size[0], : size[1]]
 
     return show
 
@@ -172,7 +183,7 @@ def parser() -> commands.Parser:
     p.option("--count", whole(1, 10**6), "scenes of each size", 500)
     p.option("--sizes", square, "pixels on a side, or HEIGHTxWIDTH", [(384, 384), (768, 768), (1536, 1536)],
              shown="384 768 1536", nargs="+", metavar="N")  # fmt: skip
-    p.flag("--encoded", "encode and decode them first, by the demo's EffNet encoder and previewer")
+    p.option("--encoded", one_of(DECODERS), "encode them first, by the demo, and decode the latents")
     p.option("--blur", number(low=0, high=100), "deviation of a Gaussian blur in 512ths of the side", 0.0)
     p.option("--noise", number(low=0, high=100), "deviation of noise, of 255", 0.0)
     p.option("--seed", whole(0, scenes.MAX_SEED), "of the scenes", 0)
@@ -185,14 +196,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         values = parser().read(argv)
-        show = through_latents() if values.encoded else drawn
+        show = through_latents(values.encoded) if values.encoded else drawn
         for height, width in values.sizes:
             shares = validate(
                 count=values.count, size=(height, width), blur=values.blur, noise=values.noise,
                 seed=values.seed, quiet=values.quiet, show=show,
             )  # fmt: skip
             text = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
-            how = f"blur {values.blur:g}, noise {values.noise:g}" + ", encoded" * values.encoded
+            how = f"blur {values.blur:g}, noise {values.noise:g}"
+            how += f", {values.encoded}" if values.encoded else ""
             print(f"{height}x{width} pixels, {how}: {text}", flush=True)
 
     return commands.run(run, interrupted="nothing is kept")
