@@ -209,12 +209,15 @@ def _operations(at: Instruction, types: Mapping[str, str], computations: Computa
 
 
 def _library(at: Instruction, types: Mapping[str, str]) -> int:
-    """Operations of a library's product, or of an attention kernel of queries, keys and values."""
+    """Operations of a library's product, or of a Pallas kernel's, or of an attention kernel's."""
     target = m[1] if (m := re.search(r'custom_call_target="([^"]*)"', at.rest)) else ""
     taken = [_dims(types.get(name, "")) for name in operands(at)]
     if target.startswith(PRODUCTS):
         result = math.prod(_dims(shapes(at.type)[0]))
         return 2 * result * _product(taken[0], _contracted(at.rest))
+    if "product_with_epilogue" in at.rest and len(taken) >= 2:  # `models.pallas_mlp`
+        (b, n, depth), (*_, features) = taken[:2]
+        return 2 * b * n * depth * features
     if "attention" in at.rest and len(taken) >= 3 and all(len(dims) == 4 for dims in taken[:3]):
         (b, n, heads, width), (_, m_, *_rest) = taken[0], taken[1]
         return 4 * b * heads * n * m_ * width

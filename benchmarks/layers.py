@@ -1,6 +1,6 @@
-"""The layers with several ways to be computed, side by side: attention and the depthwise convolution.
+"""The layers with several ways to be computed, side by side: attention, depthwise convolution, channel MLP.
 
-    python -m benchmarks.layers [attention depthwise] [--tokens 576 2304] [--dtype bfloat16] [--json FILE]
+    python -m benchmarks.layers [attention depthwise mlp] [--tokens 576 2304] [--dtype bfloat16] [--json FILE]
 
 Widths are those of the 3.6B stage C: 32 heads of 64, with 85 tokens of conditioning beside the map's own, and
 2048 channels. Each way runs in a process of its own; `growth` is how much the process (on accelerators: the
@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -27,10 +28,11 @@ from ultrapixel_jax.commands import DTYPE, whole
 WAYS = {
     "attention": ("heads", "queries", "xla", "cudnn", "torch"),
     "depthwise": ("shifts", "convolution", "pallas", "torch"),
+    "mlp": ("xla", "pallas"),
 }
 """`heads`: one head after the other; `queries`: one chunk of queries after the other; `xla`: all logits at
-once; `cudnn`: its flash kernel. `shifts`: nine shifted products; `convolution`: XLA's grouped one; `pallas`:
-a kernel for NVIDIA GPUs."""
+once; `cudnn`: its flash kernel. `shifts`: nine shifted products; `convolution`: XLA's grouped one. `mlp` is a
+whole ResBlock. `pallas`: kernels for NVIDIA GPUs."""
 COLUMNS = (
     ("layer", "layer"), ("tokens", "tokens"), ("way", "way"), ("dtype", "dtype"),
     ("forward_s", "forward, s"), ("gradient_s", "gradient, s"),
@@ -63,6 +65,12 @@ def jax_way(layer: str, way: str, tokens: int, dtype: str) -> tuple[Callable[...
         return functions[way], (q, k, v)
     side = math.isqrt(tokens)
     x, kernel = normal(0, 2, side, side, CHANNELS), normal(1, 3, 3, CHANNELS)
+    if layer == "mlp":
+        from ultrapixel_jax.models.blocks import ResBlock
+
+        os.environ["ULTRAPIXEL_JAX_MLP"] = way  # in a process of its own
+        block: Any = ResBlock(CHANNELS, param_dtype=x.dtype)
+        return block.apply, (jax.jit(block.init)(jax.random.key(2), x), x)
 
     def convolution(x: Any, kernel: Any) -> Any:
         return jax.lax.conv_general_dilated(
@@ -154,7 +162,7 @@ def measure(layer: str, way: str, tokens: int, dtype: str, repeat: int) -> dict[
 def parser() -> commands.Parser:
     """The command line."""
     p = commands.Parser("python -m benchmarks.layers", __doc__)
-    p.argument("names", str, f"{', '.join(WAYS)}; default: both", nargs="*", metavar="LAYER")
+    p.argument("names", str, f"{', '.join(WAYS)}; default: all", nargs="*", metavar="LAYER")
     p.option("--tokens", whole(1, 10**6), "of the map", [576, 2304, 9216], nargs="+")
     p.option("--dtype", DTYPE, "of computing", "float32")
     p.option("--repeat", whole(1, 10_000), "runs that are timed, after one more", 5)
@@ -180,9 +188,9 @@ def run(argv: list[str]) -> None:
                     continue
                 if way in ("cudnn", "pallas") and backend != "gpu":
                     continue
-                if way == "cudnn" and o.dtype != "bfloat16":
+                if (way == "cudnn" or (layer, way) == ("mlp", "pallas")) and o.dtype != "bfloat16":
                     continue
-                if way == "xla" and 4 * HEADS * tokens**2 > LOGITS:
+                if (layer, way) == ("attention", "xla") and 4 * HEADS * tokens**2 > LOGITS:
                     continue
                 arguments = [layer, "--here", way, "--tokens", str(tokens), "--dtype", o.dtype]
                 arguments += ["--repeat", str(o.repeat)]

@@ -21,9 +21,9 @@ if [ -n "${WHEELS:-}" ]; then
   export PYTHONPATH="$PYTHONPATH:$extra"
 fi
 if [ "$kind" = tiny ]; then
-  config=configs/tiny.py small=512x512 large=768x768 training=tiny dtype=float32
+  config=configs/tiny.py small=512x512 large=768x768 training=tiny dtype=float32 tokens=64
 else
-  config=configs/full.py small=2048x2048 large=4096x4096 training=full-96 dtype=bfloat16
+  config=configs/full.py small=2048x2048 large=4096x4096 training=full-96 dtype=bfloat16 tokens=9216
 fi
 
 began=$SECONDS
@@ -47,9 +47,11 @@ part parity 70 benchmarks.parity
 part picture-small 150 benchmarks.sampling image "${common[@]}" --sizes "$small" --repeat 3
 part picture-large 170 benchmarks.sampling image "${common[@]}" --sizes "$large" --repeat 2
 part profile 110 benchmarks.profiling c-high --config "$config" --dtype "$dtype" --size "$large"
+part mlp 60 benchmarks.layers mlp --tokens "$tokens" --dtype "$dtype" --repeat 20
 part torch 120 benchmarks.torch_times c-plain b a --config "$config" --dtype "$dtype" --sizes "$large" --no-compile
 part training 150 benchmarks.training "$training" --steps 3
 part components 150 benchmarks.sampling c-plain b a-tiled clip "${common[@]}" --sizes "$large" --repeat 5
+ULTRAPIXEL_JAX_MLP=pallas part components-pallas 90 benchmarks.sampling c-plain b "${common[@]}" --sizes "$large" --repeat 5
 part torch-compiled 200 benchmarks.torch_times c-plain b --config "$config" --dtype "$dtype" --sizes "$large"
 
 "$python" - "$out" "$kind" $ended <<'PYTHON'

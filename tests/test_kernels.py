@@ -115,3 +115,20 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="no HLO text"):
         kernels("nothing")
+
+
+def test_the_operations_of_a_product_with_an_epilogue():
+    text = """\
+HloModule jit_f, is_scheduled=true
+
+ENTRY %main (x: bf16[2,143,64], w: bf16[1,64,256], b: f32[256]) -> (bf16[2,143,256], f32[2,2,256]) {
+  %x = bf16[2,143,64]{2,1,0} parameter(0)
+  %w = bf16[1,64,256]{2,1,0} parameter(1)
+  %b = f32[256]{0} parameter(2)
+  ROOT %made = (bf16[2,143,256]{2,1,0}, f32[2,2,256]{2,1,0}) custom-call(%x, %w, %b), \
+custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/product_with_epilogue/pallas_call"}
+}
+"""
+    (kernel,) = kernels(text)
+    assert kernel.operations == 2 * 2 * 143 * 64 * 256
+    assert kernel.moved == 2 * (2 * 143 * 64 + 64 * 256 + 2 * 143 * 256) + 4 * (256 + 2 * 2 * 256)

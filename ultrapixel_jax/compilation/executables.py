@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parent.parent
 UNTRACED = ("data", "demo", "layouts", "training")
 """Rooms of this package whose source no kept program is traced from; all other rooms count."""
 LIBRARIES = ("jax", "jaxlib", "flax", "einops", "numpy")
-FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "ULTRAPIXEL_JAX_MLP")
 OF_THE_CACHE = ("compilation_cache", "persistent_cache")
 """In the names of jax's settings that change no program."""
 

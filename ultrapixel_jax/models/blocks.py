@@ -20,6 +20,7 @@ from ultrapixel_jax.models.dropout import dropout, keys_for
 from ultrapixel_jax.models.layers import (
     Dtype,
     Linear,
+    asks_for_pallas,
     gelu,
     layer_norm,
     mirrored,
@@ -41,14 +42,18 @@ class GlobalResponseNorm(nn.Module):
 
     param_dtype: Dtype = jnp.float32
 
-    @nn.compact
     def affine(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, " c"]]:
         """(factor, shift) that `x` is to be scaled and moved by; statistics in float32 over the whole map,
         sharded or not.
         """
-        gamma = parameter(self, "gamma", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
-        beta = parameter(self, "beta", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
-        squares = jnp.square(x.astype(jnp.float32)).sum((1, 2))
+        return self.affine_of(jnp.square(x.astype(jnp.float32)).sum((1, 2)))
+
+    @nn.compact
+    def affine_of(self, squares: Float[Array, "b c"]) -> tuple[Float[Array, "b c"], Float[Array, " c"]]:
+        """The same from the sums of squares over each map, in float32."""
+        channels = squares.shape[-1]
+        gamma = parameter(self, "gamma", nn.initializers.zeros, (channels,), self.param_dtype)
+        beta = parameter(self, "beta", nn.initializers.zeros, (channels,), self.param_dtype)
         # A channel can be zero everywhere, where the root has no gradient; 0, as in torch, and not 0·∞.
         norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
         relative = norm / (norm.mean(-1, keepdims=True) + 1e-6)
@@ -85,12 +90,19 @@ class ResBlock(nn.Module):
         if skip is not None:
             y = jnp.concatenate([y, skip], axis=-1)
         init = mirrored(nn.initializers.xavier_uniform(), axis=1)
-        y = Linear(4 * self.channels, kernel_init=init, param_dtype=self.param_dtype, name="expand")(y)
-        y = gelu(y)
+        expand = Linear(4 * self.channels, kernel_init=init, param_dtype=self.param_dtype, name="expand")
         grn = GlobalResponseNorm(param_dtype=self.param_dtype, name="grn")
         init = mirrored(nn.initializers.variance_scaling(self.out_scale**2, "fan_avg", "uniform"), axis=0)
         contract = Linear(self.channels, kernel_init=init, param_dtype=self.param_dtype, name="contract")
-        if keys is None or not self.dropout:
+        drops = keys is not None and self.dropout
+        if not drops and "lora" not in self.variables and asks_for_pallas(y, self.channels):
+            from ultrapixel_jax.models import pallas_mlp  # Pallas takes a while to import
+
+            made: Any = pallas_mlp.gelu_of_product(y, *expand.weights(y))
+            hidden, squares = made
+            return pallas_mlp.product_onto(x, hidden, *grn.affine_of(squares), *contract.weights(hidden))
+        y = gelu(expand(y))
+        if not drops:
             return x + contract(y, grn.affine(y))
         return x + contract(dropout(grn(y), self.dropout, keys))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from ultrapixel_jax.target import platform
 Dtype = Any
 NARROW = 64
 """Columns up to which CPUs transpose a float32 matrix by a product."""
+PALLAS_TILE = 64
+"""What divides the widths of maps that `pallas_mlp` takes."""
 
 
 def parameter(
@@ -68,16 +71,21 @@ class Linear(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "*b c"], affine: tuple[Float[Array, "b c"], Float[Array, " c"]] | None = None
-    ) -> Float[Array, "*b f"]:
-        """Map the last axis to `features`, of `x·factor + shift` where `affine` has these two."""
+    def weights(self, x: Float[Array, "*b c"]) -> tuple[Float[Array, "c f"], Float[Array, " f"] | None]:
+        """(kernel, bias) that `x` meets, for who computes the product elsewhere."""
         kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         bias = None
         if self.use_bias:
             bias = parameter(self, "bias", self.bias_init, (self.features,), self.param_dtype)
         if isinstance(kernel, Int8):
             kernel = kernel.kernel_for(x)
+        return kernel, bias
+
+    def __call__(
+        self, x: Float[Array, "*b c"], affine: tuple[Float[Array, "b c"], Float[Array, " c"]] | None = None
+    ) -> Float[Array, "*b f"]:
+        """Map the last axis to `features`, of `x·factor + shift` where `affine` has these two."""
+        kernel, bias = self.weights(x)
         change = None
         if self.has_variable("lora", "down"):
             change = (self.get_variable("lora", "down"), self.get_variable("lora", "up"))
@@ -199,6 +207,17 @@ def enters_kernels(x: Array, features: int) -> bool:
     if platform() != "gpu" or not one_device() or not all(isinstance(side, int) for side in x.shape):
         return False
     return math.prod(x.shape[1:-1]) > features
+
+
+def asks_for_pallas(x: Array, channels: int) -> bool:
+    """Whether the channel MLP of `x`, with `channels` behind it, is to be `pallas_mlp`'s.
+
+    Where the environment says `ULTRAPIXEL_JAX_MLP=pallas`, and GRN's factor enters the second kernel, in
+    bfloat16, at widths that its tiles divide.
+    """
+    if os.environ.get("ULTRAPIXEL_JAX_MLP") != "pallas" or x.dtype != jnp.bfloat16:
+        return False
+    return enters_kernels(x, channels) and x.shape[-1] % PALLAS_TILE == channels % PALLAS_TILE == 0
 
 
 @jax.custom_vjp

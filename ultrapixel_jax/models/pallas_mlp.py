@@ -1,0 +1,193 @@
+"""The channel MLP's two products as Pallas kernels for NVIDIA GPUs, with what follows each in its epilogue.
+
+XLA writes the hidden units, reads and writes them again for GELU, and adds bias and map in a pass of their
+own; here hidden units are written once, after GELU, beside the sums of their squares that GRN needs, and the
+second product adds to the map. Off unless asked for (`layers.asks_for_pallas`): bytes are fewer, but no GPU
+has timed these kernels beside its library's products (`python -m benchmarks.layers mlp`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float
+
+from ultrapixel_jax.models.layers import PALLAS_TILE, apply_linear, gelu, scale_channels
+
+ROWS, COLUMNS, DEPTH = 128, 128, PALLAS_TILE
+"""Of the result that one program computes, and of what it multiplies at a time."""
+ERF_IS_ONE = 3.832506856900711
+ERF = (
+    (0.00022905065861350646, 0.0034082910107109506, 0.050955695062380861, 0.18520832239976145,
+     1.128379143519084),
+    (-1.1791602954361697e-7, 0.000023547966471313185, 0.0010179625278914885, 0.014070470171167667,
+     0.11098505178285362, 0.49746925110067538, 1.0),
+)  # fmt: skip
+"""Coefficients of x² above and below the line, the highest power first, as XLA has them."""
+
+
+def erf(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """The error function in float32, off by 2e-7 at most: the fraction that XLA takes, and Pallas lacks."""
+    x = jnp.clip(x, -ERF_IS_ONE, ERF_IS_ONE)
+    square = x * x
+    above, below = (functools.reduce(lambda total, c: total * square + c, part) for part in ERF)
+    return x * above / below
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def gelu_of_product(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "c f"], bias: Float[Array, " f"], interpret: bool = False
+) -> tuple[Float[Array, "b h w f"], Float[Array, "b f"]]:
+    """`gelu(x @ kernel + bias)` in the dtype of `x`, and the sums of its squares over each map in float32.
+
+    The product is not rounded in between. `interpret` runs it without a GPU.
+    """
+    b, h, w, _ = x.shape
+    features = kernel.shape[1]
+
+    def epilogue(total: Array, rows: Array, bias_ref: Any, out_ref: Any, squares_ref: Any) -> None:
+        y = total + bias_ref[:].astype(jnp.float32)[None]
+        hidden = (0.5 * y * (1.0 + erf(y * math.sqrt(0.5)))).astype(out_ref.dtype)
+        triton.store(out_ref, hidden, mask=rows)
+        squares_ref[:] = jnp.where(rows, jnp.square(hidden.astype(jnp.float32)), 0.0).sum(0)
+
+    tiles, columns = pl.cdiv(h * w, ROWS), _columns(features)
+    hidden, squares = _product(
+        epilogue,
+        x.reshape(b, h * w, -1),
+        kernel.astype(x.dtype)[None],
+        (bias, pl.BlockSpec((columns,), lambda b, i, j: (j,))),
+        (jax.ShapeDtypeStruct((b, h * w, features), x.dtype), _tile(columns)),
+        (
+            jax.ShapeDtypeStruct((b, tiles, features), jnp.float32),
+            pl.BlockSpec((None, None, columns), lambda b, i, j: (b, i, j)),
+        ),
+        interpret=interpret,
+    )
+    return hidden.reshape(b, h, w, features), squares.sum(1)
+
+
+def plain_gelu_of_product(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
+    """The same by XLA, for gradients and to compare with."""
+    hidden = gelu(apply_linear(x, kernel, bias))
+    return hidden, jnp.square(hidden.astype(jnp.float32)).sum((1, 2))
+
+
+gelu_of_product.defvjp(
+    lambda x, kernel, bias, interpret: jax.vjp(plain_gelu_of_product, x, kernel, bias),
+    lambda interpret, pull, cotangent: pull(cotangent),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def product_onto(
+    x: Float[Array, "b h w c"],
+    hidden: Float[Array, "b h w f"],
+    factor: Float[Array, "b f"],
+    shift: Float[Array, " f"],
+    kernel: Float[Array, "f c"],
+    bias: Float[Array, " c"],
+    interpret: bool = False,
+) -> Float[Array, "b h w c"]:
+    """`x + (hidden·factor + shift) @ kernel + bias`, rounded once.
+
+    The factor enters a kernel for each sample. `interpret` runs it without a GPU.
+    """
+    b, h, w, channels = x.shape
+    kernel32 = kernel.astype(jnp.float32)
+    kernels = (factor[:, :, None] * kernel32[None]).astype(x.dtype)
+    constant = (shift.astype(jnp.float32)[:, None] * kernel32).sum(0) + bias.astype(jnp.float32)
+    columns = _columns(channels)
+
+    def epilogue(total: Array, rows: Array, constant_ref: Any, x_ref: Any, out_ref: Any) -> None:
+        onto = triton.load(x_ref, mask=rows, other=0).astype(jnp.float32)
+        triton.store(out_ref, (onto + total + constant_ref[:][None]).astype(out_ref.dtype), mask=rows)
+
+    out = _product(
+        epilogue,
+        hidden.reshape(b, h * w, -1),
+        kernels,
+        (constant, pl.BlockSpec((columns,), lambda b, i, j: (j,))),
+        (x.reshape(b, h * w, channels), _tile(columns)),
+        (jax.ShapeDtypeStruct((b, h * w, channels), x.dtype), _tile(columns)),
+        interpret=interpret,
+    )[0]
+    return out.reshape(x.shape)
+
+
+def plain_product_onto(
+    x: Array, hidden: Array, factor: Array, shift: Array, kernel: Array, bias: Array
+) -> Array:
+    """The same by XLA, for gradients and to compare with."""
+    return x + apply_linear(scale_channels(hidden, factor, shift), kernel, bias)
+
+
+product_onto.defvjp(
+    lambda *args: jax.vjp(plain_product_onto, *args[:-1]), lambda interpret, pull, cotangent: pull(cotangent)
+)
+
+
+def _columns(features: int) -> int:
+    return math.gcd(features, COLUMNS)
+
+
+def _tile(columns: int) -> pl.BlockSpec:
+    """Of a map of pixels and channels."""
+    return pl.BlockSpec((None, ROWS, columns), lambda b, i, j: (b, i, j))
+
+
+def _product(
+    epilogue: Callable[..., None],
+    x: Float[Array, "b n c"],
+    kernel: Float[Array, "#b c f"],
+    *rest: tuple[Any, pl.BlockSpec],
+    interpret: bool,
+) -> Sequence[Array]:
+    """`x @ kernel` in float32, a tile at a time, each handed to `epilogue` with its valid rows and `rest`.
+
+    Args:
+        epilogue: takes the tile, which of its rows are in `x` (rows, 1), and references to `rest`.
+        x: a matrix of each sample.
+        kernel: one for each sample, or one for all.
+        rest: (array, its tiles) of what the epilogue reads, then (shape, its tiles) of what it writes.
+        interpret: run it without a GPU.
+    """
+    b, n, depth = x.shape
+    features = kernel.shape[2]
+    own = int(kernel.shape[0] > 1)
+    given = [pair for pair in rest if not isinstance(pair[0], jax.ShapeDtypeStruct)]
+    made = [pair for pair in rest if isinstance(pair[0], jax.ShapeDtypeStruct)]
+
+    def program(x_ref: Any, kernel_ref: Any, *refs: Any) -> None:
+        rows = (pl.program_id(1) * ROWS + jnp.arange(ROWS) < n)[:, None]
+
+        def part(k: Any, total: Array) -> Array:
+            at = pl.ds(k * DEPTH, DEPTH)
+            left = triton.load(x_ref.at[:, at], mask=rows, other=0)
+            return total + triton.dot(left, kernel_ref[at, :], precision=precision)
+
+        start = jnp.zeros((ROWS, _columns(features)), jnp.float32)
+        epilogue(jax.lax.fori_loop(0, depth // DEPTH, part, start), rows, *refs)
+
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return pl.pallas_call(
+        program,
+        out_shape=[shape for shape, _ in made],
+        grid=(b, pl.cdiv(n, ROWS), features // _columns(features)),
+        in_specs=[
+            pl.BlockSpec((None, ROWS, depth), lambda b, i, j: (b, i, 0)),
+            pl.BlockSpec((None, depth, _columns(features)), lambda b, i, j: (own * b, 0, j)),
+            *(tiles for _, tiles in given),
+        ],
+        out_specs=[tiles for _, tiles in made],
+        compiler_params=triton.CompilerParams(num_warps=8, num_stages=3),
+        interpret=interpret,
+        name="product_with_epilogue",
+    )(x, kernel, *(array for array, _ in given))
