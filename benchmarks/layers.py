@@ -82,7 +82,9 @@ def jax_way(layer: str, way: str, tokens: int, dtype: str) -> tuple[Callable[...
         from benchmarks.pallas_depthwise import depthwise
 
         return depthwise, (x, kernel)
-    return (convolution if way == "convolution" else lambda *a: convolutions.depthwise(*a, None)), (x, kernel)
+    return (
+        convolution if way == "convolution" else lambda x, kernel: convolutions.depthwise(x, kernel, None)
+    ), (x, kernel)
 
 
 def torch_way(layer: str, tokens: int, dtype: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
