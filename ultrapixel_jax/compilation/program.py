@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ultrapixel_jax.compilation.executables import Executables
 from ultrapixel_jax.compilation.options import compiler_options
+from ultrapixel_jax.compilation.shelf import Shelf
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sharding import batch_sharding
 
@@ -53,12 +54,12 @@ class Program:
         self._dtype, self._wide_maps = dtype, wide_maps
         self._name = name
         self._executables = executables if mesh is None else None
-        self._compiled: dict[Any, Any] = {}
+        self._compiled = Shelf()
 
     @property
     def compilations(self) -> int:
-        """For how many sets of shapes it was compiled, or read from disk."""
-        return len(self._compiled)
+        """How often it was compiled, or read from disk: once for each set of shapes while there is room."""
+        return self._compiled.compilations
 
     def __call__(self, *args: Any) -> Any:
         """Run on `args`, compiling first where their shapes are new."""
@@ -67,19 +68,19 @@ class Program:
         static = tuple(arg for i, arg in enumerate(placed) if i in self._static)
         leaves, structure = jax.tree.flatten(arrays[1:] if 0 not in self._batched else arrays)
         key = (structure, static, tuple((x.shape, x.dtype) for x in leaves))
-        if key not in self._compiled:
+
+        def make() -> Any:
             with self._report.stage("compile"):
                 options = compiler_options(self._dtype, wide_maps=self._wide_maps)
 
                 def compiled() -> Any:
                     return self._jitted.lower(*placed).compile(options)
 
-                self._compiled[key] = (
-                    compiled()
-                    if self._executables is None
-                    else self._executables.get(self._name, tuple(arrays), (static, options), compiled)
-                )
-        return self._compiled[key](*arrays)
+                if self._executables is None:
+                    return compiled()
+                return self._executables.get(self._name, tuple(arrays), (static, options), compiled)
+
+        return self._compiled.get(key, make)(*arrays)
 
     def _place(self, i: int, arg: Any) -> Any:
         if i in self._static or (i == 0 and 0 not in self._batched):

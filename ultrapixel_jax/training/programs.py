@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from ultrapixel_jax.compilation.shelf import Shelf
 from ultrapixel_jax.training.log import STEP, Log
 
 
@@ -15,15 +16,20 @@ class Programs:
     def __init__(self, log: Log, buckets: int, kinds: int = 1) -> None:
         """Of data in so many buckets, each of which has so many programs that are a step (`Task.kinds`)."""
         self._log, self._buckets, self._kinds = log, buckets, kinds
-        self._compiled: dict[Any, Any] = {}
+        self._compiled = Shelf()
+        self._met: list[Any] = []
 
     def run(self, what: str, function: Any, arguments: tuple[Any, ...], bucket: tuple[int, int]) -> Any:
         """`function(*arguments)`, whose last one is a batch's arrays by name; `what` names the function."""
         shapes = (what, *(x.shape for x in jax.tree.leaves(arguments[-1])))
-        if shapes not in self._compiled:
-            met = sum(known[0] == what for known in self._compiled) + 1
+        if shapes not in self._met:
+            self._met.append(shapes)
+
+        def make() -> Any:
+            met = [known for known in self._met if known[0] == what]
             height, width = bucket
             count = self._buckets * (self._kinds if what == STEP else 1)
-            with self._log.compiling(f"{what} for bucket {height}x{width}", met, count):
-                self._compiled[shapes] = function.lower(*arguments).compile()
-        return self._compiled[shapes](*arguments)
+            with self._log.compiling(f"{what} for bucket {height}x{width}", met.index(shapes) + 1, count):
+                return function.lower(*arguments).compile()
+
+        return self._compiled.get(shapes, make)(*arguments)
