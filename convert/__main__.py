@@ -6,7 +6,8 @@
 
 SOURCE is a file or a directory: safetensors (also sharded, with an index), or the torch pickles that
 are named so. Each file is recognised by its content. OUTPUT is a new directory. Networks of training runs
-and of checkpoints are gathered in one checkpoint; of equal ones, the last is taken.
+and of checkpoints are gathered in one checkpoint; of equal ones, the last is taken,
+or with --mean the mean of their weights.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ ONLY = {
     "config": ((_CONVERSION,), "checkpoints and runs have their own"),
     "layout": ((_EXPORT,), "it is of LoRA files that are written"),
     "dtype": ((_CONVERSION, _GATHERING), "each tensor is written in its own"),
+    "mean": ((_GATHERING,), "it is of networks that checkpoints or runs have"),
     "mantissa_bits": ((_GATHERING,), "it rounds networks that are checkpoints or runs already"),
     "tokenizer": (
         (_CONVERSION,),
@@ -53,6 +55,9 @@ def parser() -> commands.Parser:
     p.flag("--compress", "store the networks compressed: bfloat16 takes a quarter less")
     p.option(
         "--mantissa-bits", whole(0, 23), "round gathered networks to N bits of mantissa (bfloat16 has 7)"
+    )
+    p.flag(
+        "--mean", "of a network that several gathered sources have, the mean of their weights, not the last"
     )
     p.option(
         "--tokenizer", Path, "CLIP's tokenizer, where it does not lie in a source directory", metavar="DIR"
@@ -86,6 +91,7 @@ def run(argv: Sequence[str] | None) -> None:
         collect(
             sources, output, options.component, options.dtype,
             compressed=options.compress, mantissa_bits=options.mantissa_bits,
+            mean=options.mean,
         )  # fmt: skip
     else:
         from convert.convert import convert

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,9 @@ def collect(
     *,
     compressed: bool = False,
     mantissa_bits: int | None = None,
+    mean: bool = False,
 ) -> None:
-    """Write the networks of `directories`, of equal ones the last, to the checkpoint `output`.
+    """Write the networks of `directories`, of equal ones the last or their mean, to the checkpoint `output`.
 
     Args:
         directories: checkpoints and runs; a run brings what it was trained on along.
@@ -38,9 +40,11 @@ def collect(
             network in its own.
         compressed: store them compressed.
         mantissa_bits: round to this many, but for networks that sampling keeps in float32 (`rounded`).
+        mean: of a network that several directories have themselves, the mean of their weights (`averaged`).
 
     Raises:
-        UserError: a directory is neither, a component is missing, or `output` cannot be written.
+        UserError: a directory is neither, a component is missing, networks differ of which the mean is to be
+            taken, or `output` cannot be written.
     """
     sources = Sources(directories)
     real = {name: entry for name, entry in sources.entries.items() if entry.origin != RANDOM}
@@ -52,13 +56,39 @@ def collect(
         for name in only or list(real):
             entry = real[name]
             kept = name in FLOAT32_ALWAYS or dtype is None
-            variables = jax.tree.map(np.asarray, entry.load(Form(None if kept else jnp.dtype(dtype))))
+            form = Form(None if kept else jnp.dtype(dtype))
+            several = [d for d in directories if Sources([d]).has_itself(name)] if mean else []
+            if len(several) > 1:
+                variables = averaged(name, several, form)
+            else:
+                variables = jax.tree.map(np.asarray, entry.load(form))
             if mantissa_bits is not None and name not in FLOAT32_ALWAYS:
                 variables = jax.tree.map(lambda x: rounded(x, mantissa_bits), variables)
             writer.add(name, variables, entry.info)
             unknown = "" if components.kind_of(name) else ", which no network here is made of"
-            print(f"{name} from {entry.origin}{unknown}")
+            origin = f"the mean of {len(several)} sources" if len(several) > 1 else entry.origin
+            print(f"{name} from {origin}{unknown}")
         add_tokenizer(writer, sources.tokenizer)
+
+
+def averaged(name: str, directories: Sequence[AnyPath], form: Form) -> Any:
+    """The mean of the network `name` of `directories`, taken in float64.
+
+    Of runs that began with the same weights, it is often better than each of them (Wortsman et al., "Model
+    soups", 2022).
+
+    Raises:
+        UserError: one has other parameters.
+    """
+    all_of = [jax.tree.map(np.asarray, Sources([d]).entries[name].load(form)) for d in directories]
+    for directory, own in zip(directories, all_of):
+        if jax.tree.map(np.shape, own) != jax.tree.map(np.shape, all_of[0]):
+            raise UserError(f"{name} of {directory} has other parameters than that of {directories[0]}")
+
+    def mean(*arrays: np.ndarray) -> np.ndarray:
+        return np.mean([x.astype(np.float64) for x in arrays], 0).astype(arrays[0].dtype)
+
+    return jax.tree.map(mean, *all_of)
 
 
 def rounded(x: np.ndarray, bits: int) -> np.ndarray:

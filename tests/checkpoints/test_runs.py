@@ -185,6 +185,35 @@ def test_mantissas_rounded_where_runs_are_gathered(guidance, tmp_path: Path, cap
         assert not (tmp_path / "2").exists()
 
 
+def test_the_mean_of_what_several_sources_have(guidance, tmp_path: Path, capsys) -> None:
+    """Of two: the run's guidance, and other weights beside; what the run brings along is its alone."""
+    run = guidance[0]
+    assert convert.main([str(run), str(tmp_path / "run")]) == 0
+    info = read_manifest(tmp_path / "run").components["guidance"]
+    own = restore(tmp_path / "run", "guidance")
+    moved = jax.tree.map(lambda x: np.asarray(x + np.asarray(0.25, x.dtype)), own)
+    less = {"params": dict(list(own["params"].items())[1:])}
+    for name, arrays in (("moved", moved), ("less", less)):
+        with CheckpointWriter(tmp_path / name) as writer:
+            writer.add("guidance", arrays, info)
+    paths = [str(run), str(tmp_path / "moved")]
+    assert convert.main([*paths, str(tmp_path / "mean"), "--mean", "--component", "guidance"]) == 0
+    assert "guidance from the mean of 2 sources" in capsys.readouterr().out
+    found = restore(tmp_path / "mean", "guidance")
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y + 0.125, rtol=1e-6, atol=1e-6), found, own)
+    assert convert.main([*paths, str(tmp_path / "last"), "--component", "guidance"]) == 0
+    equal(restore(tmp_path / "last", "guidance"), moved)
+    assert convert.main([*paths, str(tmp_path / "all"), "--mean"]) == 0  # the run's stage C is no mean
+    equal(restore(tmp_path / "all", "stage_c"), restore(tmp_path / "run", "stage_c"))
+    for words, message in (
+        ([str(run), str(tmp_path / "less"), str(tmp_path / "no"), "--mean"], "guidance"),
+        (["--export", str(run), str(tmp_path / "no"), "--mean"], "no effect on export"),
+    ):
+        assert convert.main(words) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
+
+
 def test_a_checkpoint_of_runs_is_sampled_as_they_are(tmp_path: Path) -> None:
     model = config_of(StageCTask()).model
     sampling = DiffusionConfig(steps=3, schedule="stable_diffusion", shift=2.0)

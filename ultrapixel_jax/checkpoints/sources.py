@@ -99,6 +99,10 @@ class Sources:
         self.identity = parts[0] if len(parts) == 1 else _digest(parts)
         """Tells two sets of weights apart."""
 
+    def has_itself(self, name: str) -> bool:
+        """Whether a directory that was named has the network `name`, and not one that a run brought along."""
+        return self._depths.get(name) == 0
+
     def _nearer(self, name: str, depth: int) -> bool:
         """Whether `name`, found at `depth`, replaces what is there; if so, that is noted."""
         nearer = depth <= self._depths.get(name, depth)
