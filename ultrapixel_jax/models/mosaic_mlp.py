@@ -5,7 +5,9 @@ computed before they are written. Off unless asked for (`layers.mlp_kernels`); n
 
 A program computes a tile of one sample's product with one warpgroup, as `jax.experimental`'s
 `hopper_matmul_mgpu` does with several, and two programs share a multiprocessor: while one of them is behind
-its sums, where GELU takes a third of the product's time, the other keeps the matrix units busy.
+its sums, where by counts of instructions GELU takes a third of the product's time, the other keeps the matrix
+units busy. A program of several warpgroups would also have to share out Mosaic's scratch memory for sums over
+rows, of which there is one.
 """
 
 from __future__ import annotations
