@@ -28,15 +28,15 @@ from ultrapixel_jax.commands import DTYPE, whole
 WAYS = {
     "attention": ("heads", "queries", "xla", "cudnn", "torch"),
     "depthwise": ("shifts", "convolution", "pallas", "torch"),
-    "mlp": ("xla", "pallas"),
+    "mlp": ("xla", "pallas", "mosaic"),
 }
 """`heads`: one head after the other; `queries`: one chunk of queries after the other; `xla`: all logits at
 once; `cudnn`: its flash kernel. `shifts`: nine shifted products; `convolution`: XLA's grouped one. `mlp` is a
-whole ResBlock. `pallas`: kernels for NVIDIA GPUs."""
+whole ResBlock. `pallas`: kernels for NVIDIA GPUs (Triton); `mosaic`: for Hopper ones (Mosaic GPU)."""
 COLUMNS = (
     ("layer", "layer"), ("tokens", "tokens"), ("way", "way"), ("dtype", "dtype"),
     ("forward_s", "forward, s"), ("gradient_s", "gradient, s"),
-    ("temporaries_gb", "temporaries, GB"), ("growth_gb", "growth, GB"),
+    ("temporaries_gb", "temporaries, GB"), ("growth_gb", "growth, GB"), ("difference", "difference to XLA's"),
 )  # fmt: skip
 HEADS, WIDTH, CONDITIONING, CHANNELS = 32, 64, 85, 2048
 LOGITS = 4 * 10**9
@@ -70,7 +70,9 @@ def jax_way(layer: str, way: str, tokens: int, dtype: str) -> tuple[Callable[...
 
         os.environ["ULTRAPIXEL_JAX_MLP"] = way  # in a process of its own
         block: Any = ResBlock(CHANNELS, param_dtype=x.dtype)
-        return block.apply, (jax.jit(block.init)(jax.random.key(2), x), x)
+        variables = jax.jit(block.init)(jax.random.key(2), x)
+        moved = jax.tree.map(lambda v: v + 0.1 if v.ndim == 1 else v, variables)  # no norm or bias of zeros
+        return block.apply, (moved, x)
 
     def convolution(x: Any, kernel: Any) -> Any:
         return jax.lax.conv_general_dilated(
@@ -158,6 +160,15 @@ def measure(layer: str, way: str, tokens: int, dtype: str, repeat: int) -> dict[
             times.append(time.perf_counter() - began)
         return float(np.median(times))
 
+    if layer == "mlp" and way != "xla":
+        found = jax.jit(function)(*inputs).astype(jnp.float32)
+        os.environ["ULTRAPIXEL_JAX_MLP"] = "xla"
+
+        def again(*args: Any) -> Any:  # which jax has not traced yet
+            return function(*args)
+
+        expected = jax.jit(again)(*inputs).astype(jnp.float32)
+        row["difference"] = float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected))
     return row | {"forward_s": median(forward), "gradient_s": median(backward)}
 
 
@@ -188,9 +199,9 @@ def run(argv: list[str]) -> None:
             for way in WAYS[layer]:
                 if way == "torch" and (backend != "cpu" or not importlib.util.find_spec("torch")):
                     continue
-                if way in ("cudnn", "pallas") and backend != "gpu":
+                if way in ("cudnn", "pallas", "mosaic") and backend != "gpu":
                     continue
-                if (way == "cudnn" or (layer, way) == ("mlp", "pallas")) and o.dtype != "bfloat16":
+                if (way == "cudnn" or (layer == "mlp" and way != "xla")) and o.dtype != "bfloat16":
                     continue
                 if (layer, way) == ("attention", "xla") and 4 * HEADS * tokens**2 > LOGITS:
                     continue

@@ -47,11 +47,13 @@ part parity 70 benchmarks.parity
 part picture-small 150 benchmarks.sampling image "${common[@]}" --sizes "$small" --repeat 3
 part picture-large 170 benchmarks.sampling image "${common[@]}" --sizes "$large" --repeat 2
 part profile 110 benchmarks.profiling c-high --config "$config" --dtype "$dtype" --size "$large"
-part mlp 60 benchmarks.layers mlp --tokens "$tokens" --dtype "$dtype" --repeat 20
+part mlp 90 benchmarks.layers mlp --tokens "$tokens" --dtype "$dtype" --repeat 20
 part torch 120 benchmarks.torch_times c-plain b a --config "$config" --dtype "$dtype" --sizes "$large" --no-compile
 part training 150 benchmarks.training "$training" --steps 3
 part components 150 benchmarks.sampling c-plain b a-tiled clip "${common[@]}" --sizes "$large" --repeat 5
-ULTRAPIXEL_JAX_MLP=pallas part components-pallas 90 benchmarks.sampling c-plain b "${common[@]}" --sizes "$large" --repeat 5
+for kernels in pallas mosaic; do
+  ULTRAPIXEL_JAX_MLP=$kernels part "components-$kernels" 90 benchmarks.sampling c-plain b "${common[@]}" --sizes "$large" --repeat 5
+done
 part torch-compiled 200 benchmarks.torch_times c-plain b --config "$config" --dtype "$dtype" --sizes "$large"
 
 "$python" - "$out" "$kind" $ended <<'PYTHON'

@@ -117,17 +117,22 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         kernels("nothing")
 
 
-def test_the_operations_of_a_product_with_an_epilogue():
-    text = """\
+@pytest.mark.parametrize(
+    ("target", "weights"), [("__gpu$xla.gpu.triton", "[1,64,256]{2,1,0}"), ("mosaic_gpu_v2", "[64,256]{1,0}")]
+)
+def test_the_operations_of_a_product_with_an_epilogue(target: str, weights: str) -> None:
+    """On either of Pallas' backends; Mosaic GPU's call carries a program, in which anything may stand."""
+    text = f"""\
 HloModule jit_f, is_scheduled=true
 
-ENTRY %main (x: bf16[2,143,64], w: bf16[1,64,256], b: f32[256]) -> (bf16[2,143,256], f32[2,2,256]) {
-  %x = bf16[2,143,64]{2,1,0} parameter(0)
-  %w = bf16[1,64,256]{2,1,0} parameter(1)
-  %b = f32[256]{0} parameter(2)
-  ROOT %made = (bf16[2,143,256]{2,1,0}, f32[2,2,256]{2,1,0}) custom-call(%x, %w, %b), \
-custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/product_with_epilogue/pallas_call"}
-}
+ENTRY %main (x: bf16[2,143,64], w: bf16{weights[:-5]}, b: f32[256]) -> (bf16[2,143,256], f32[2,2,256]) {{
+  %x = bf16[2,143,64]{{2,1,0}} parameter(0)
+  %w = bf16{weights} parameter(1)
+  %b = f32[256]{{0}} parameter(2)
+  ROOT %made = (bf16[2,143,256]{{2,1,0}}, f32[2,2,256]{{2,1,0}}) custom-call(%x, %w, %b), \
+custom_call_target="{target}", metadata={{op_name="jit(f)/product_with_epilogue/call"}}, \
+backend_config={{module = "ML\\EFR(%no, f32[9,9]), %one) attention"}}
+}}
 """
     (kernel,) = kernels(text)
     assert kernel.operations == 2 * 2 * 143 * 64 * 256

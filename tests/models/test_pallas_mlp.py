@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import scipy.special
 
-from ultrapixel_jax.models import blocks, pallas_mlp
+from tests.models.both_products import in_float64, inputs, outputs
+from ultrapixel_jax.models import blocks, pallas_mlp, plain_mlp
 from ultrapixel_jax.models.blocks import ResBlock
 from ultrapixel_jax.target import traced_for
 
@@ -19,52 +20,15 @@ EXPAND = functools.partial(pallas_mlp.gelu_of_product, interpret=True)
 CONTRACT = functools.partial(pallas_mlp.product_onto, interpret=True)
 
 
-def inputs(channels: int, dtype: Any, side: tuple[int, int] = (11, 13)) -> dict[str, jax.Array]:
-    """Of both products; 143 pixels are no whole number of tiles."""
-    keys = iter(jax.random.split(jax.random.key(0), 8))
-    features = 4 * channels
-
-    def normal(*shape: int) -> jax.Array:
-        return jax.random.normal(next(keys), shape)
-
-    return {
-        "x": normal(2, *side, channels).astype(dtype),
-        "kernel": (normal(channels, features) / channels**0.5).astype(dtype),
-        "bias": normal(features).astype(dtype),
-        "factor": 1 + 0.3 * normal(2, features),
-        "shift": normal(features),
-        "second": (normal(features, channels) / features**0.5).astype(dtype),
-        "last": normal(channels).astype(dtype),
-    }
-
-
-def in_float64(of: dict[str, jax.Array]) -> tuple[np.ndarray, np.ndarray]:
-    """(hidden units, result) by numpy."""
-    v = {name: np.asarray(value, np.float64) for name, value in of.items()}
-    y = v["x"] @ v["kernel"] + v["bias"]
-    hidden = 0.5 * y * (1 + scipy.special.erf(y / np.sqrt(2)))
-    scaled = hidden * v["factor"][:, None, None] + v["shift"]
-    return hidden, v["x"] + scaled @ v["second"] + v["last"]
-
-
-def outputs(
-    of: dict[str, jax.Array], expand: Any, contract: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(hidden units, sums of their squares, result)."""
-    hidden, squares = expand(of["x"], of["kernel"], of["bias"])
-    out = contract(of["x"], hidden, of["factor"], of["shift"], of["second"], of["last"])
-    return tuple(np.asarray(a, np.float64) for a in (hidden, squares, out))  # pyright: ignore
-
-
 def test_the_error_function():
     x = np.linspace(-6, 6, 100_001, dtype=np.float32)
     expected = scipy.special.erf(x.astype(np.float64))
-    assert np.abs(pallas_mlp.erf(jnp.asarray(x)) - expected).max() < 4e-7
+    assert np.abs(plain_mlp.erf(jnp.asarray(x)) - expected).max() < 4e-7
 
 
 @pytest.mark.parametrize("channels", [64, 128, 320])  # the last divides into tiles of 64 columns alone
 def test_both_products_in_float32(channels: int):
-    of = inputs(channels, jnp.float32)
+    of = inputs(channels, jnp.float32)  # 143 pixels are no whole number of tiles
     hidden, squares, out = outputs(of, EXPAND, CONTRACT)
     exact = in_float64(of)
     np.testing.assert_allclose(hidden, exact[0], atol=1e-5)
@@ -75,7 +39,7 @@ def test_both_products_in_float32(channels: int):
 def test_both_products_in_bfloat16_are_no_further_from_float64():
     of = inputs(128, jnp.bfloat16)
     exact = in_float64(of)
-    plain = outputs(of, pallas_mlp.plain_gelu_of_product, pallas_mlp.plain_product_onto)
+    plain = outputs(of, plain_mlp.plain_gelu_of_product, plain_mlp.plain_product_onto)
     own = outputs(of, EXPAND, CONTRACT)
 
     def error(found: tuple[np.ndarray, ...], n: int) -> float:
@@ -95,7 +59,7 @@ def test_gradients_are_those_of_the_plain_formula():
         out = contract(of["x"], hidden, factor, of["shift"], of["second"], of["last"])
         return jnp.square(out).sum()
 
-    plain = jax.grad(loss)(of, pallas_mlp.plain_gelu_of_product, pallas_mlp.plain_product_onto)
+    plain = jax.grad(loss)(of, plain_mlp.plain_gelu_of_product, plain_mlp.plain_product_onto)
     own = jax.grad(loss)(of, EXPAND, CONTRACT)
     for name, expected in plain.items():
         np.testing.assert_allclose(own[name], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
@@ -118,7 +82,7 @@ def test_a_res_block_with_them(skip: int | None, monkeypatch: pytest.MonkeyPatch
         calls.append(args)
         return EXPAND(*args)
 
-    monkeypatch.setattr(blocks, "asks_for_pallas", lambda x, channels: True)
+    monkeypatch.setattr(blocks, "mlp_kernels", lambda x, channels: "pallas")
     monkeypatch.setattr(pallas_mlp, "gelu_of_product", counted)
     monkeypatch.setattr(pallas_mlp, "product_onto", CONTRACT)
     np.testing.assert_allclose(block.apply(moved, x, joined), expected, rtol=1e-5, atol=1e-5)

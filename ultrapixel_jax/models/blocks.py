@@ -5,6 +5,7 @@ C residual convolution (`ResBlock`), T timestep modulation (`TimestepBlock`), A 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,10 @@ from ultrapixel_jax.models.dropout import dropout, keys_for
 from ultrapixel_jax.models.layers import (
     Dtype,
     Linear,
-    asks_for_pallas,
     gelu,
     layer_norm,
     mirrored,
+    mlp_kernels,
     parameter,
     per_channel,
     scale_channels,
@@ -95,12 +96,11 @@ class ResBlock(nn.Module):
         init = mirrored(nn.initializers.variance_scaling(self.out_scale**2, "fan_avg", "uniform"), axis=0)
         contract = Linear(self.channels, kernel_init=init, param_dtype=self.param_dtype, name="contract")
         drops = keys is not None and self.dropout
-        if not drops and "lora" not in self.variables and asks_for_pallas(y, self.channels):
-            from ultrapixel_jax.models import pallas_mlp  # Pallas takes a while to import
-
-            made: Any = pallas_mlp.gelu_of_product(y, *expand.weights(y))
-            hidden, squares = made
-            return pallas_mlp.product_onto(x, hidden, *grn.affine_of(squares), *contract.weights(hidden))
+        kernels = "" if drops or "lora" in self.variables else mlp_kernels(y, self.channels)
+        if kernels:  # imported here, for Pallas takes a while to import
+            mlp: Any = importlib.import_module(f"ultrapixel_jax.models.{kernels}_mlp")
+            hidden, squares = mlp.gelu_of_product(y, *expand.weights(y))
+            return mlp.product_onto(x, hidden, *grn.affine_of(squares), *contract.weights(hidden))
         y = gelu(expand(y))
         if not drops:
             return x + contract(y, grn.affine(y))

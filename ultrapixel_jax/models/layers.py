@@ -29,7 +29,9 @@ Dtype = Any
 NARROW = 64
 """Columns up to which CPUs transpose a float32 matrix by a product."""
 PALLAS_TILE = 64
-"""What divides the widths of maps that `pallas_mlp` takes."""
+"""What divides the widths of maps that `pallas_mlp` and `mosaic_mlp` take."""
+MOSAIC_ROWS = 128
+"""What divides the pixels of maps that `mosaic_mlp` takes."""
 
 
 def parameter(
@@ -209,15 +211,24 @@ def enters_kernels(x: Array, features: int) -> bool:
     return math.prod(x.shape[1:-1]) > features
 
 
-def asks_for_pallas(x: Array, channels: int) -> bool:
-    """Whether the channel MLP of `x`, with `channels` behind it, is to be `pallas_mlp`'s.
+def mlp_kernels(x: Array, channels: int) -> str:
+    """Whose the channel MLP of `x`, with `channels` behind it, is: `pallas`, `mosaic`, or "" for XLA's.
 
-    Where the environment says `ULTRAPIXEL_JAX_MLP=pallas`, and GRN's factor enters the second kernel, in
-    bfloat16, at widths that its tiles divide.
+    `pallas_mlp`'s or `mosaic_mlp`'s, as the environment says by `ULTRAPIXEL_JAX_MLP`, where GRN's factor
+    enters the second kernel, in bfloat16, at widths that their tiles divide; `mosaic_mlp`'s only on a Hopper
+    GPU, and where rows of tiles divide the map.
     """
-    if os.environ.get("ULTRAPIXEL_JAX_MLP") != "pallas" or x.dtype != jnp.bfloat16:
-        return False
-    return enters_kernels(x, channels) and x.shape[-1] % PALLAS_TILE == channels % PALLAS_TILE == 0
+    asked = os.environ.get("ULTRAPIXEL_JAX_MLP", "")
+    if asked not in ("pallas", "mosaic") or x.dtype != jnp.bfloat16 or not enters_kernels(x, channels):
+        return ""
+    if x.shape[-1] % PALLAS_TILE or channels % PALLAS_TILE:
+        return ""
+    if asked == "mosaic":
+        # A GPU that is not there says nothing of itself.
+        kind = getattr(jax.local_devices()[0], "compute_capability", "9.0")
+        if math.prod(x.shape[1:-1]) % MOSAIC_ROWS or not kind.startswith("9."):
+            return ""
+    return asked
 
 
 @jax.custom_vjp

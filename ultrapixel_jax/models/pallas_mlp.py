@@ -2,8 +2,9 @@
 
 XLA writes the hidden units, reads and writes them again for GELU, and adds bias and map in a pass of their
 own; here hidden units are written once, after GELU, beside the sums of their squares that GRN needs, and the
-second product adds to the map. Off unless asked for (`layers.asks_for_pallas`): bytes are fewer, but no GPU
-has timed these kernels beside its library's products (`python -m benchmarks.layers mlp`).
+second product adds to the map. Off unless asked for (`layers.mlp_kernels`): bytes are fewer, but no GPU
+has timed these kernels beside its library's products (`python -m benchmarks.layers mlp`). They are on Pallas'
+Triton backend, which jax 0.12 deprecates; `mosaic_mlp` is not.
 """
 
 from __future__ import annotations
@@ -19,26 +20,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
-from ultrapixel_jax.models.layers import PALLAS_TILE, apply_linear, gelu, scale_channels
+from ultrapixel_jax.models.layers import PALLAS_TILE
+from ultrapixel_jax.models.plain_mlp import erf, plain_gelu_of_product, plain_product_onto, with_factor
 
 ROWS, COLUMNS, DEPTH = 128, 128, PALLAS_TILE
 """Of the result that one program computes, and of what it multiplies at a time."""
-ERF_IS_ONE = 3.832506856900711
-ERF = (
-    (0.00022905065861350646, 0.0034082910107109506, 0.050955695062380861, 0.18520832239976145,
-     1.128379143519084),
-    (-1.1791602954361697e-7, 0.000023547966471313185, 0.0010179625278914885, 0.014070470171167667,
-     0.11098505178285362, 0.49746925110067538, 1.0),
-)  # fmt: skip
-"""Coefficients of x² above and below the line, the highest power first, as XLA has them."""
-
-
-def erf(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """The error function in float32, off by 2e-7 at most: the fraction that XLA takes, and Pallas lacks."""
-    x = jnp.clip(x, -ERF_IS_ONE, ERF_IS_ONE)
-    square = x * x
-    above, below = (functools.reduce(lambda total, c: total * square + c, part) for part in ERF)
-    return x * above / below
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -74,12 +60,6 @@ def gelu_of_product(
     return hidden.reshape(b, h, w, features), squares.sum(1)
 
 
-def plain_gelu_of_product(x: Array, kernel: Array, bias: Array) -> tuple[Array, Array]:
-    """The same by XLA, for gradients and to compare with."""
-    hidden = gelu(apply_linear(x, kernel, bias))
-    return hidden, jnp.square(hidden.astype(jnp.float32)).sum((1, 2))
-
-
 gelu_of_product.defvjp(
     lambda x, kernel, bias, interpret: jax.vjp(plain_gelu_of_product, x, kernel, bias),
     lambda interpret, pull, cotangent: pull(cotangent),
@@ -101,9 +81,7 @@ def product_onto(
     The factor enters a kernel for each sample. `interpret` runs it without a GPU.
     """
     b, h, w, channels = x.shape
-    kernel32 = kernel.astype(jnp.float32)
-    kernels = (factor[:, :, None] * kernel32[None]).astype(x.dtype)
-    constant = (shift.astype(jnp.float32)[:, None] * kernel32).sum(0) + bias.astype(jnp.float32)
+    kernels, constant = with_factor(kernel, factor, shift, bias)
     columns = _columns(channels)
 
     def epilogue(total: Array, rows: Array, constant_ref: Any, x_ref: Any, out_ref: Any) -> None:
@@ -113,20 +91,13 @@ def product_onto(
     out = _product(
         epilogue,
         hidden.reshape(b, h * w, -1),
-        kernels,
+        kernels.astype(x.dtype),
         (constant, pl.BlockSpec((columns,), lambda b, i, j: (j,))),
         (x.reshape(b, h * w, channels), _tile(columns)),
         (jax.ShapeDtypeStruct((b, h * w, channels), x.dtype), _tile(columns)),
         interpret=interpret,
     )[0]
     return out.reshape(x.shape)
-
-
-def plain_product_onto(
-    x: Array, hidden: Array, factor: Array, shift: Array, kernel: Array, bias: Array
-) -> Array:
-    """The same by XLA, for gradients and to compare with."""
-    return x + apply_linear(scale_channels(hidden, factor, shift), kernel, bias)
 
 
 product_onto.defvjp(
