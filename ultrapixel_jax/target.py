@@ -25,6 +25,8 @@ def platform() -> str:
 @contextlib.contextmanager
 def traced_for(name: str) -> Iterator[None]:
     """Trace for platform `name`, such as `tpu` or `cuda`, which need not be there; lower for it too."""
-    device = AbstractDevice("gpu" if name in GPUS else name, None, "gpu" if name in GPUS else name)
+    # From jax 0.11 on, Pallas' Triton kernels are lowered for a kind of GPU.
+    kind = {"cuda": "NVIDIA H100 80GB HBM3", "rocm": "gpu"}.get(name, name)
+    device = AbstractDevice(kind, None, "gpu" if name in GPUS else name)
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
         yield
