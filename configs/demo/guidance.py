@@ -1,6 +1,6 @@
-"""The demo's guidance networks on its frozen stage C, from cached latents of pictures of 512² to 2304².
+"""The demo's guidance networks on its frozen stage C, from cached latents of pictures of 384² to 2304².
 
-As latents these are 12×12 to 54×54, and as large ones in other ratios: 1.8 to 36 times the base's area. A
+As latents these are 9×9 to 54×54, and as large ones in other ratios: 1 to 36 times the base's area. A
 shift of the schedule by 2 hides the layout in the noise of large latents too, so that it has to be read from
 the guidance.
 Batches of 2 learned more than batches of 8 did from as many pictures (docs/demo.md).

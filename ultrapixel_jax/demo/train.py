@@ -24,9 +24,9 @@ VIEWS, TILES, BASE, LARGE = 10_000, 12_000, 60_000, 8_000
 """Pictures of the four datasets."""
 RATIOS = ("1/1", "4/5", "9/16", "1/2")
 """Of height to width, each with its inverse, of the latents; 2/3, within them, is left for measuring."""
-SIDES = (512, 768, 1024, 1536, 2304)
-"""Of the squares as large as pictures with guidance: 1.8 to 36 times the base's area. Those of 9 and 25 times
-are left for measuring."""
+SIDES = (384, 512, 768, 1024, 1536, 2304)
+"""Of the squares as large as pictures with guidance: the base's area, which guidance spoils that has not seen it,
+to 36 times as much. Those of 9 and 25 times are left for measuring."""
 TRIAL = 0.05
 """Largest scale of one."""
 FEWEST = {"views": 64, "tiles": 64, "base": 320, "large": 64}
@@ -65,7 +65,7 @@ def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Itera
         return module("ultrapixel_jax.demo.world.build", at(name), "--count", count, "--seed", seed, *more)
 
     # A trial has one size in three shapes, since a step is compiled for each.
-    ratios, sides = (RATIOS, SIDES) if scale > TRIAL else (("1/1", "1/2"), SIDES[:1])
+    ratios, sides = (RATIOS, SIDES) if scale > TRIAL else (("1/1", "1/2"), SIDES[1:2])
 
     def cache(data: str, latents: str, sources: Sequence[str], *more: object) -> list[str]:
         names = [at(data), *map(at, sources), at(latents)]
@@ -75,7 +75,7 @@ def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Itera
     yield "the tokenizer", module("ultrapixel_jax.demo.world.words", at("words"))
     # The encoder sees 3/4 of a picture's side: 9×9 positions for the base size of 384².
     seen = encoded(sides)
-    yield "views", draw("views", VIEWS, "--side", 288, 288, *seen, "--tile", 288)
+    yield "views", draw("views", VIEWS, "--side", 288, *dict.fromkeys((288, *seen)), "--tile", 288)
     yield "the EffNet encoder and the previewer", train("previewer", "encoder", "views", ["words"])
     yield "pictures of the base size", draw("base", BASE, "--side", 288, "--ratios", *ratios)
     pixels = ("--without", "clip_text", "clip_vision")  # the text encoder is yet to be trained
@@ -85,7 +85,12 @@ def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Itera
     )
     yield "the text encoder", train("text", "text", "base_latents", ["encoder", "words"])
     yield "stage C", train("stage_c", "stage_c", "base_latents", ["encoder", "words", "text"])
-    yield "tiles", draw("tiles", TILES, "--side", 384, 384, *sides, "--ratios", *ratios, "--tile", 256)
+    yield (
+        "tiles",
+        draw(
+            "tiles", TILES, "--side", 384, *dict.fromkeys((384, *sides)), "--ratios", *ratios, "--tile", 256
+        ),
+    )
     yield "stage A", train("stage_a", "stage_a", "tiles", ["words"])
     yield "stage B", train("stage_b", "stage_b", "tiles", ["stage_a", "encoder", "stage_c"])
     yield "large pictures", draw("large", LARGE, "--side", *seen, "--ratios", *ratios)
