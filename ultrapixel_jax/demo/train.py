@@ -25,8 +25,8 @@ VIEWS, TILES, BASE, LARGE = 10_000, 12_000, 60_000, 8_000
 RATIOS = ("1/1", "4/5", "9/16", "1/2")
 """Of height to width, each with its inverse, of the latents; 2/3, within them, is left for measuring."""
 SIDES = (384, 512, 768, 1024, 1536, 2304)
-"""Of the squares as large as pictures with guidance: the base's area, which guidance spoils that has not seen it,
-to 36 times as much. Those of 9 and 25 times are left for measuring."""
+"""Of the squares as large as pictures with guidance: the base's area, which guidance spoils unless it was
+trained on it, to 36 times as much. Those of 9 and 25 times are left for measuring."""
 TRIAL = 0.05
 """Largest scale of one."""
 FEWEST = {"views": 64, "tiles": 64, "base": 320, "large": 64}
