@@ -13,6 +13,7 @@ import pytest
 
 import train
 from tests.training.tiny_run import PRESETS, STAGE_C
+from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.sharding import device_bytes
 from ultrapixel_jax.training import dry_run as module
@@ -20,6 +21,7 @@ from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.config import GuidanceTask, OptimizerConfig, TrainConfig, ValidationConfig
 from ultrapixel_jax.training.dry_run import dry_run
 from ultrapixel_jax.training.options import dry_run_of
+from ultrapixel_jax.training.tasks import make_task
 
 
 def test_it_says_what_would_run_and_leaves_nothing(
@@ -47,6 +49,25 @@ def config_of(name: str, latents: Path, output: Path) -> TrainConfig:
     return dataclasses.replace(
         preset, data=dataclasses.replace(preset.data, path=str(latents)), output=str(output)
     )
+
+
+def test_whose_weights_a_run_takes_is_said(latents: Path, tmp_path: Path) -> None:
+    """Of several sources with one network, the last counts, which nobody sees from the command alone."""
+    config = config_of("guidance", latents, tmp_path / "run")
+    config = dataclasses.replace(config, start_from_sources=True)
+    sources = Sources(())
+    sources.fill_with_random(config.model, 0)
+    for name, origin in (("stage_c", "NEW"), ("guidance", "OLD")):
+        entry = dataclasses.replace(sources.entries["stage_c"], origin=origin)
+        sources.entries[name] = dataclasses.replace(entry, config=getattr(config.model, name))
+    task = make_task(config)
+    assert task.frozen[0] == "stage_c"
+    said = states.origins(task, sources, fresh=True)
+    assert said.startswith("stage_c from NEW") and said.endswith("guidance, to begin with, from OLD")
+    assert "OLD" not in states.origins(task, sources, fresh=False)
+    eight = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=8))
+    line = next(line for line in dry_run(eight) if line.startswith("weights: "))
+    assert line.startswith("weights: stage_c from random numbers")
 
 
 def test_memory_of_a_sharded_state(latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,7 @@ def test_tensorboard_has_the_tags_of_the_log_and_the_configuration(
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     state = TrainState(np.int32(0), {}, {}, {}, None, adaptive_init(4), np.zeros(2, np.uint32))
     with Loader(DataConfig(str(latents), cached=True, batch_size=4)) as loader:
-        log.describe(task, state, mesh, loader)
+        log.describe(task, state, mesh, loader, "stage_c from CHECKPOINT")
     for step in range(1, 4):
         add(log, clock, step)
     log.validated(3, {"validation_loss": 2.0, "validation_loss_logsnr/-2_0": 3.0})

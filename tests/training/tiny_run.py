@@ -35,7 +35,8 @@ SIZES = ((128, 128), (128, 192))
 CLOCK = ("images_per_second", "step_seconds", "data_wait", "tflops", "utilisation", "memory_gb")
 """What a line of the metrics says about time and memory, which no two runs have in common."""
 PROGRESS = (
-    "trains ", "1 x cpu", "4 x cpu", "8 x cpu", "24 examples", "continues after", "compil", "step ",
+    "trains ", "weights: ", "1 x cpu", "4 x cpu", "8 x cpu", "24 examples", "continues after", "compil",
+    "step ",
 )  # fmt: skip
 """How the lines start that a run says before anything is wrong."""
 

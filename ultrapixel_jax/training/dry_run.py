@@ -70,7 +70,8 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
             shardings = states.state_shardings(abstract, optimizer, mesh)
             state = states.place(abstract, shardings)
             steps = saved_steps(config.output)
-            lines = describe(task, state, mesh, loader, steps[-1] if steps else 0)
+            weights = states.origins(task, sources, fresh=not steps)
+            lines = describe(task, state, mesh, loader, steps[-1] if steps else 0, weights)
             frozen = {
                 name: states.abstract(task, name, mesh, states.frozen_dtype(task, name))
                 for name in task.frozen

@@ -87,9 +87,9 @@ class Log:
             bar_format=form,
         )  # fmt: skip
 
-    def describe(self, task: Task, state: TrainState, mesh: Mesh, loader: Loader) -> None:
-        """Say what runs, on what; the configuration goes to TensorBoard."""
-        for line in describe(task, state, mesh, loader, int(state.step)):
+    def describe(self, task: Task, state: TrainState, mesh: Mesh, loader: Loader, weights: str) -> None:
+        """Say what runs, on what, from whose `weights`; the configuration goes to TensorBoard."""
+        for line in describe(task, state, mesh, loader, int(state.step), weights):
             self.say(line)
         self._to_compile = len(loader.bucket_counts()) * task.kinds
         if self._main and self._board is not None:
@@ -252,8 +252,8 @@ class Log:
                     self._board.close()
 
 
-def describe(task: Task, state: TrainState, mesh: Mesh, loader: Loader, step: int) -> list[str]:
-    """What runs, on what, after `step`; of `state` only the shapes count."""
+def describe(task: Task, state: TrainState, mesh: Mesh, loader: Loader, step: int, weights: str) -> list[str]:
+    """What runs, on what, after `step`, from whose `weights`; of `state` only the shapes count."""
     count = sum(x.size for x in jax.tree.leaves(state.params))
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     counts = loader.bucket_counts()
@@ -261,6 +261,7 @@ def describe(task: Task, state: TrainState, mesh: Mesh, loader: Loader, step: in
     more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
     lines = [
         f"trains {', '.join(task.trained)}: {count:,} parameters; frozen: {', '.join(task.frozen)}",
+        *([f"weights: {weights}"] if weights else []),
         f"{mesh.size} x {jax.devices()[0].device_kind}, {axes}; {jax.process_count()} process(es)",
         f"{sum(counts.values())} examples in {len(counts)} bucket(s): {sizes}{more}",
     ]

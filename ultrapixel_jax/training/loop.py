@@ -92,7 +92,7 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
             batch_size=config.data.batch_size,
         )  # fmt: skip
         log.restore(position.get("log"))
-        log.describe(task, state, mesh, loader)
+        log.describe(task, state, mesh, loader, states.origins(task, sources, fresh=start == 0))
         log.matmul_rate = matmul_rate(config.dtype, mesh.size)
 
         # ── Step and validation, compiled once per bucket; pictures ────────────────────────────────────

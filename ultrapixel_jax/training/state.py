@@ -76,6 +76,14 @@ def started(task: Task, sources: Sources) -> dict[str, str]:
     return found
 
 
+def origins(task: Task, sources: Sources, *, fresh: bool) -> str:
+    """Where the weights of the frozen networks come from, and of a `fresh` run those that it begins with."""
+    begun = started(task, sources) if fresh else {}
+    taken = [(name, name) for name in task.frozen if name in sources.entries]
+    taken += [(f"{name}, to begin with,", of) for name, of in begun.items()]
+    return "; ".join(f"{what} from {sources.entries[name].origin}" for what, name in taken)
+
+
 def initial_key(task: Task, name: str) -> Array:
     """Random key of a trained network's fresh weights."""
     return components.key_for(task.config.seed, "initial", name)
