@@ -99,7 +99,7 @@ def test_only_a_new_bucket_compiles(cascade, alone):
 
 def operations(programs: Variants, **static: bool) -> float:
     """Of the bucket of A, which is drawn before all others."""
-    return next(iter(programs(**static)._compiled.values())).cost_analysis()["flops"]
+    return next(iter(programs(**static)._compiled._programs.values())).cost_analysis()["flops"]
 
 
 def test_steps_outside_the_interval_of_guidance_run_half_the_batch(cascade, alone):
