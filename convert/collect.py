@@ -12,7 +12,7 @@ import numpy as np
 
 from convert.tokenizer import add_tokenizer
 from ultrapixel_jax.checkpoints.directory import CheckpointWriter
-from ultrapixel_jax.checkpoints.sources import RANDOM, Form, Sources
+from ultrapixel_jax.checkpoints.sources import RANDOM, Entry, Form, Sources
 from ultrapixel_jax.checkpoints.weights import FLOAT32_ALWAYS
 from ultrapixel_jax.config import to_dict
 from ultrapixel_jax.errors import UserError
@@ -47,6 +47,7 @@ def collect(
             taken, or `output` cannot be written.
     """
     sources = Sources(directories)
+    each = [Sources([directory]) for directory in directories] if mean else []
     real = {name: entry for name, entry in sources.entries.items() if entry.origin != RANDOM}
     for name in only:
         if name not in real:
@@ -57,7 +58,7 @@ def collect(
             entry = real[name]
             kept = name in FLOAT32_ALWAYS or dtype is None
             form = Form(None if kept else jnp.dtype(dtype))
-            several = [d for d in directories if Sources([d]).has_itself(name)] if mean else []
+            several = [one.entries[name] for one in each if one.has_itself(name)]
             if len(several) > 1:
                 variables = averaged(name, several, form)
             else:
@@ -71,8 +72,8 @@ def collect(
         add_tokenizer(writer, sources.tokenizer)
 
 
-def averaged(name: str, directories: Sequence[AnyPath], form: Form) -> Any:
-    """The mean of the network `name` of `directories`, taken in float64.
+def averaged(name: str, entries: Sequence[Entry], form: Form) -> Any:
+    """The mean of `entries`, the network `name` of several sources, taken in float64.
 
     Of runs that began with the same weights, it is often better than each of them (Wortsman et al., "Model
     soups", 2022).
@@ -80,10 +81,10 @@ def averaged(name: str, directories: Sequence[AnyPath], form: Form) -> Any:
     Raises:
         UserError: one has other parameters.
     """
-    all_of = [jax.tree.map(np.asarray, Sources([d]).entries[name].load(form)) for d in directories]
-    for directory, own in zip(directories, all_of):
+    all_of = [jax.tree.map(np.asarray, entry.load(form)) for entry in entries]
+    for entry, own in zip(entries, all_of):
         if jax.tree.map(np.shape, own) != jax.tree.map(np.shape, all_of[0]):
-            raise UserError(f"{name} of {directory} has other parameters than that of {directories[0]}")
+            raise UserError(f"{name} of {entry.origin} has other parameters than that of {entries[0].origin}")
 
     def mean(*arrays: np.ndarray) -> np.ndarray:
         return np.mean([x.astype(np.float64) for x in arrays], 0).astype(arrays[0].dtype)

@@ -39,9 +39,6 @@ class Shelf:
         """Programs that were put here, those too that were given up since."""
         Shelf._shelves.add(self)
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._programs
-
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """The program of `key`, which `make` compiles where it is not here."""
         if key not in self._programs:

@@ -17,19 +17,19 @@ class Programs:
         """Of data in so many buckets, each of which has so many programs that are a step (`Task.kinds`)."""
         self._log, self._buckets, self._kinds = log, buckets, kinds
         self._compiled = Shelf()
-        self._met: list[Any] = []
+        self._numbers: dict[Any, int] = {}
+        """Of what was met, in order, among those of the same name."""
 
     def run(self, what: str, function: Any, arguments: tuple[Any, ...], bucket: tuple[int, int]) -> Any:
         """`function(*arguments)`, whose last one is a batch's arrays by name; `what` names the function."""
         shapes = (what, *(x.shape for x in jax.tree.leaves(arguments[-1])))
-        if shapes not in self._met:
-            self._met.append(shapes)
+        if shapes not in self._numbers:
+            self._numbers[shapes] = 1 + sum(known[0] == what for known in self._numbers)
 
         def make() -> Any:
-            met = [known for known in self._met if known[0] == what]
             height, width = bucket
             count = self._buckets * (self._kinds if what == STEP else 1)
-            with self._log.compiling(f"{what} for bucket {height}x{width}", met.index(shapes) + 1, count):
+            with self._log.compiling(f"{what} for bucket {height}x{width}", self._numbers[shapes], count):
                 return function.lower(*arguments).compile()
 
         return self._compiled.get(shapes, make)(*arguments)
