@@ -25,7 +25,13 @@ from jax.experimental.pallas import mosaic_gpu as gpu
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.models.layers import MOSAIC_ROWS, PALLAS_TILE
-from ultrapixel_jax.models.plain_mlp import erf, plain_gelu_of_product, plain_product_onto, with_factor
+from ultrapixel_jax.models.plain_mlp import (
+    gelu_by_erf,
+    plain_gelu_of_product,
+    plain_product_onto,
+    with_factor,
+    with_gradient_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Tiles:
 TILES = Tiles()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@with_gradient_of(plain_gelu_of_product)
 def gelu_of_product(
     x: Float[Array, "b h w c"], kernel: Float[Array, "c f"], bias: Float[Array, " f"], tiles: Tiles = TILES
 ) -> tuple[Float[Array, "b h w f"], Float[Array, "b f"]]:
@@ -67,13 +73,7 @@ def gelu_of_product(
     return hidden.reshape(b, h, w, f), squares.sum(1)
 
 
-gelu_of_product.defvjp(
-    lambda x, kernel, bias, tiles: jax.vjp(plain_gelu_of_product, x, kernel, bias),
-    lambda tiles, pull, cotangent: pull(cotangent),
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+@with_gradient_of(plain_product_onto)
 def product_onto(
     x: Float[Array, "b h w c"],
     hidden: Float[Array, "b h w f"],
@@ -93,11 +93,6 @@ def product_onto(
     return _call(_second, given, tiles, out=jax.ShapeDtypeStruct((b, h * w, c), x.dtype))[0].reshape(x.shape)
 
 
-product_onto.defvjp(
-    lambda *args: jax.vjp(plain_product_onto, *args[:-1]), lambda tiles, pull, cotangent: pull(cotangent)
-)
-
-
 def _first(tiles: Tiles, refs: Any, held: Any) -> None:
     """One tile of the hidden units, and the sums of its columns' squares: a row of `squares`."""
     x, kernel, bias, hidden, squares = refs
@@ -108,7 +103,7 @@ def _first(tiles: Tiles, refs: Any, held: Any) -> None:
     for start in range(0, sums.shape[1], tiles.part):
         part = slice(start, start + tiles.part)
         y = sums[:, part] + _in_rows(held["vector"][part], tiles.rows)
-        y = (0.5 * y * (1.0 + erf(y * math.sqrt(0.5)))).astype(hidden.dtype)
+        y = gelu_by_erf(y).astype(hidden.dtype)
         gpu.wait_smem_to_gmem(0, wait_read_only=True)  # what the part before has left there
         _write(y, held["out"], hidden.at[sample, rows], column + start, tiles)
         y32 = y.astype(jnp.float32)  # GRN sums what it is to scale: rounded values

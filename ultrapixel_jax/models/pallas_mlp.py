@@ -9,7 +9,6 @@ Triton backend, which jax 0.12 deprecates; `mosaic_mlp` is not.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,13 +20,19 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from ultrapixel_jax.models.layers import PALLAS_TILE
-from ultrapixel_jax.models.plain_mlp import erf, plain_gelu_of_product, plain_product_onto, with_factor
+from ultrapixel_jax.models.plain_mlp import (
+    gelu_by_erf,
+    plain_gelu_of_product,
+    plain_product_onto,
+    with_factor,
+    with_gradient_of,
+)
 
 ROWS, COLUMNS, DEPTH = 128, 128, PALLAS_TILE
 """Of the result that one program computes, and of what it multiplies at a time."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@with_gradient_of(plain_gelu_of_product)
 def gelu_of_product(
     x: Float[Array, "b h w c"], kernel: Float[Array, "c f"], bias: Float[Array, " f"], interpret: bool = False
 ) -> tuple[Float[Array, "b h w f"], Float[Array, "b f"]]:
@@ -39,8 +44,7 @@ def gelu_of_product(
     features = kernel.shape[1]
 
     def epilogue(total: Array, rows: Array, bias_ref: Any, out_ref: Any, squares_ref: Any) -> None:
-        y = total + bias_ref[:].astype(jnp.float32)[None]
-        hidden = (0.5 * y * (1.0 + erf(y * math.sqrt(0.5)))).astype(out_ref.dtype)
+        hidden = gelu_by_erf(total + bias_ref[:].astype(jnp.float32)[None]).astype(out_ref.dtype)
         triton.store(out_ref, hidden, mask=rows)
         squares_ref[:] = jnp.where(rows, jnp.square(hidden.astype(jnp.float32)), 0.0).sum(0)
 
@@ -60,13 +64,7 @@ def gelu_of_product(
     return hidden.reshape(b, h, w, features), squares.sum(1)
 
 
-gelu_of_product.defvjp(
-    lambda x, kernel, bias, interpret: jax.vjp(plain_gelu_of_product, x, kernel, bias),
-    lambda interpret, pull, cotangent: pull(cotangent),
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+@with_gradient_of(plain_product_onto)
 def product_onto(
     x: Float[Array, "b h w c"],
     hidden: Float[Array, "b h w f"],
@@ -98,11 +96,6 @@ def product_onto(
         interpret=interpret,
     )[0]
     return out.reshape(x.shape)
-
-
-product_onto.defvjp(
-    lambda *args: jax.vjp(plain_product_onto, *args[:-1]), lambda interpret, pull, cotangent: pull(cotangent)
-)
 
 
 def _columns(features: int) -> int:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -25,6 +30,23 @@ def erf(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     square = x * x
     above, below = (functools.reduce(lambda total, c: total * square + c, part) for part in ERF)
     return x * above / below
+
+
+def gelu_by_erf(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """The exact GELU of float32, inside of a kernel."""
+    return 0.5 * x * (1.0 + erf(x * math.sqrt(0.5)))
+
+
+def with_gradient_of(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """A function of the arguments of `plain`, and of a last one that says how to run, gets its gradient."""
+    static = len(inspect.signature(plain).parameters)
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        made = jax.custom_vjp(function, nondiff_argnums=(static,))
+        made.defvjp(lambda *args: jax.vjp(plain, *args[:-1]), lambda _, pull, cotangent: pull(cotangent))
+        return made
+
+    return decorate
 
 
 def plain_gelu_of_product(
