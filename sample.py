@@ -79,6 +79,7 @@ def run(options: Options) -> int:
             options.checkpoint, config=config, dtype=options.dtype, mesh=options.mesh,
             preview=options.preview, ema=options.ema, cache=cache or False, controlnets=options.controlnets,
             int8=options.int8, offload=options.offload, cfg_in_turn=options.cfg_in_turn,
+            scanned=options.scanned,
         )  # fmt: skip
     batch_size = model.device_batch(options.batch_size or 1)
     drawn_with: dict[str, Any] = {
@@ -206,6 +207,7 @@ def without_effect(
         requests,
         preview=model.cascade.preview,
         guided=model.config.guidance is not None,
+        repeated=model.cascade.repeated,
         compile_only=options.compile_only,
         cached=cached,
         listed=options.prompts_file is not None,

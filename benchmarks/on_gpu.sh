@@ -49,6 +49,7 @@ part picture-large 170 benchmarks.sampling image "${common[@]}" --sizes "$large"
 part profile 110 benchmarks.profiling c-high --config "$config" --dtype "$dtype" --size "$large"
 part mlp 90 benchmarks.layers mlp --tokens "$tokens" --dtype "$dtype" --repeat 20
 part torch 120 benchmarks.torch_times c-plain b a --config "$config" --dtype "$dtype" --sizes "$large" --no-compile
+part picture-scanned 110 benchmarks.sampling image "${common[@]}" --sizes "$large" --repeat 1 --scanned
 part training 150 benchmarks.training "$training" --steps 3
 part components 150 benchmarks.sampling c-plain b a-tiled clip "${common[@]}" --sizes "$large" --repeat 5
 for kernels in pallas mosaic; do

@@ -21,6 +21,7 @@ from ultrapixel_jax.diffusion.sampler import begin, make_table, noise, run_steps
 from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
 from ultrapixel_jax.models import components
 from ultrapixel_jax.models.guidance import Guidance
+from ultrapixel_jax.models.scan import stack
 from ultrapixel_jax.models.stage_a import StageA
 from ultrapixel_jax.models.stage_b import StageB
 from ultrapixel_jax.models.stage_c import StageC
@@ -122,20 +123,25 @@ def training(config: TrainConfig, hr: HW, lr: HW, batch: int, mesh: Mesh, accumu
     )  # fmt: skip
 
 
-def sampler_weights(config: CascadeConfig, mesh: Mesh, dtype: Any = jnp.bfloat16) -> dict[str, Any]:
+def sampler_weights(
+    config: CascadeConfig, mesh: Mesh, dtype: Any = jnp.bfloat16, *, scanned: bool = False
+) -> dict[str, Any]:
     """Abstract weights of every network that sampling holds, placed; stage A's in float32."""
     out = {}
     for part in ("clip_text", "stage_c", "guidance", "stage_b", "stage_a"):
         abstract = components.abstract(
             part, getattr(config, part), jnp.float32 if part == "stage_a" else dtype
         )
+        if scanned and part in ("stage_c", "stage_b"):
+            abstract = jax.eval_shape(functools.partial(stack, config=getattr(config, part)), abstract)
         out[part] = states.place(abstract, states.variables_shardings(abstract, mesh))
     return out
 
 
 def sampling(
-    config: CascadeConfig, bucket: Bucket, batch: int, mesh: Mesh, *, tile: int, dtype: Any = jnp.bfloat16
-) -> Mapping[str, Lower]:
+    config: CascadeConfig, bucket: Bucket, batch: int, mesh: Mesh, *, tile: int, dtype: Any = jnp.bfloat16,
+    scanned: bool = False,
+) -> Mapping[str, Lower]:  # fmt: skip
     """Programs of the sampler by name, of `STAGES`; to be lowered under `mesh`.
 
     Args:
@@ -145,6 +151,7 @@ def sampling(
         mesh: where everything lies.
         tile: side of stage A's tiles, in latent pixels.
         dtype: of the computation, but for stage A.
+        scanned: the blocks of a level are a loop.
     """
     split, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
 
@@ -159,8 +166,9 @@ def sampling(
 
     c, b = config.stage_c, config.stage_b
     assert config.guidance is not None
-    modules, stage_b = (StageC(c, dtype), Guidance(config.guidance, dtype)), StageB(b, dtype)
-    weights = sampler_weights(config, mesh, dtype)
+    modules = StageC(c, dtype, scanned), Guidance(config.guidance, dtype)
+    stage_b = StageB(b, dtype, scanned)
+    weights = sampler_weights(config, mesh, dtype, scanned=scanned)
     stage_a = StageA(config.stage_a)
 
     def model(v: Any) -> StageCModel:

@@ -74,7 +74,7 @@ def measure(o: argparse.Namespace, name: str, size: tuple[int, int]) -> dict[str
         "device": jax.devices()[0].device_kind, "config": str(o.config),
     }  # fmt: skip
     if name == "image":
-        return row | whole_picture(config, size, o.dtype, o.repeat)
+        return row | whole_picture(config, size, o)
     use_torch = o.torch and jax.default_backend() == "cpu"
     case = build("a" if name == "a-tiled" else name, config, size, o.dtype, torch=use_torch)
     if name.startswith("a"):
@@ -179,8 +179,8 @@ def from_cache(case: Case, options: Any) -> float:
             jax.config.update("jax_enable_compilation_cache", False)
 
 
-def whole_picture(config: Any, size: tuple[int, int], dtype: str, repeat: int) -> dict[str, Any]:
-    """A picture by the real pipeline, with random weights."""
+def whole_picture(config: Any, size: tuple[int, int], o: argparse.Namespace) -> dict[str, Any]:
+    """A picture by the real pipeline, with random weights, as the options `o` have it."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -193,6 +193,7 @@ def whole_picture(config: Any, size: tuple[int, int], dtype: str, repeat: int) -
     from ultrapixel_jax.sampling.pipeline import Cascade
     from ultrapixel_jax.sampling.requests import Request
 
+    dtype, repeat = o.dtype, o.repeat
     parts = ["clip_text", "stage_c", "stage_b", "stage_a"] + (["guidance"] if config.guidance else [])
     variables = {
         part: jax.jit(
@@ -206,12 +207,13 @@ def whole_picture(config: Any, size: tuple[int, int], dtype: str, repeat: int) -
     stages = Report()
     weights = Weights(config=config, variables=variables, tokenizer=BYTE_TOKENIZER, identity="random")
     tokenizer = Tokenizer(weights.tokenizer, config.clip_text.positions)
-    cascade = Cascade(weights, tokenizer, dtype=dtype, mesh=None, report=stages)
+    cascade = Cascade(weights, tokenizer, dtype=dtype, mesh=None, report=stages, scanned=o.scanned)
     bucket = Bucket.of(*size, *([config.guidance.lr_side] if config.guidance else []))
     request = Request("a lighthouse", "", 0, *size, stage_c=config.sampling_c, stage_b=config.sampling_b)
-    times = []
+    times, compiling = [], 0.0
     for i in range(repeat + 1):
         if i == 1:
+            compiling = sum(spent for name, spent, _ in stages.rows() if name == "compile")
             cascade.report = stages = Report()  # without the compilations
         times.append(timed(lambda: cascade.generate([request], batch_size=1))[0])
     done = flops.sampling_flops(
@@ -221,9 +223,10 @@ def whole_picture(config: Any, size: tuple[int, int], dtype: str, repeat: int) -
     seconds, rate = float(np.median(times[1:])), report.matmul_rate(dtype)
     operations = sum(done.values())
     return {
-        "latent": f"{bucket.hr[0]}x{bucket.hr[1]}", "batch": 1, "seconds": seconds,
-        "tflops": operations / seconds / 1e12, "matmul_tflops": rate / 1e12,
-        "utilisation": operations / seconds / rate, "peak_gb": (report.peak_bytes() or 0) / 1e9,
+        "latent": f"{bucket.hr[0]}x{bucket.hr[1]}", "batch": 1, "compile_s": compiling,
+        "scanned": o.scanned, "seconds": seconds, "tflops": operations / seconds / 1e12,
+        "matmul_tflops": rate / 1e12, "utilisation": operations / seconds / rate,
+        "peak_gb": (report.peak_bytes() or 0) / 1e9,
         "stages": {name: spent / repeat for name, spent, _ in stages.rows()},
     }  # fmt: skip
 
@@ -240,6 +243,7 @@ def parser() -> commands.Parser:
     p.option("--repeat", whole(1, 10_000), "runs that are timed, after one more", 5)
     p.flag("--no-torch", "leave PyTorch out")
     p.flag("--no-cached", "do not measure loading from the cache, which compiles twice more")
+    p.flag("--scanned", "blocks of a level in a loop, in a whole picture")
     p.option("--json", Path, "write what was measured", metavar="FILE")
     p.flag("--here", argparse.SUPPRESS)  # in this process, as JSON
     return p
@@ -263,7 +267,7 @@ def run(argv: list[str]) -> None:
             arguments = [
                 name, "--here", "--sizes", text, "--config", str(o.config), "--dtype", o.dtype,
                 "--repeat", str(o.repeat), *([] if o.torch else ["--no-torch"]),
-                *([] if o.cached else ["--no-cached"]),
+                *([] if o.cached else ["--no-cached"]), *(["--scanned"] if o.scanned else []),
             ]  # fmt: skip
             if row := in_own_process("benchmarks.sampling", f"{name} {text}", arguments):
                 rows.append(row)

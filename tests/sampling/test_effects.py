@@ -67,6 +67,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("negative_prompt", ONE, {"requests": (request({"cfg": 1.0}),)}),
     ("cfg_in_turn", ONE, {"requests": (request({"cfg": 1.0}),)}),
+    ("scanned", {"repeated": False}, {}),
     ("negative_prompt", {"requests": (request({"cfg": 1.0}),), "preview": True}, {}),
     *((name, {"compile_only": True}, {}) for name in ("output", "save_latents", "seed", "num_images")),
     *((name, {"compile_only": True}, {}) for name in sorted({*SETTINGS, *SETTINGS_B} - COMPILED)),
@@ -186,4 +187,4 @@ def test_options_of_conversion_without_effect_are_refused(arguments: list[str], 
 
 def test_situations_have_a_field_for_each_condition() -> None:
     assert all(rule.holds(Situation(set())) is False for rule in RULES if "compile_only" not in rule.names)
-    assert len(dataclasses.fields(Situation)) == 10
+    assert len(dataclasses.fields(Situation)) == 11

@@ -51,6 +51,7 @@ class FakeCascade(Cascade):
         executables=None,
         controlnets=(),
         memory=AMPLE,
+        scanned=False,
     ):
         cls.executables = executables
         cls.calls.append(("load", checkpoint, dtype, mesh, preview))

@@ -302,6 +302,7 @@ def misfit(lora: Lora, stage_c: StageCConfig, clip_text: ClipTextConfig) -> str 
 def merge(variables: Mapping[str, Any], uses: Sequence[tuple[Changes, float]]) -> dict[str, Any]:
     """A network's variables with `uses`, changes and their strengths, added; the inputs stay as they are.
 
+    Blocks may be stacked (`models.scan`); changes name the layers of an unrolled network either way.
     Every one is that of the weights given, so that their order does not matter. The sum is taken in float32
     and rounded to the kernels' dtype. Of strength 0, a change is none.
     """
@@ -310,10 +311,19 @@ def merge(variables: Mapping[str, Any], uses: Sequence[tuple[Changes, float]]) -
         return dict(variables)
     flat: dict[str, Any] = traverse_util.flatten_dict(variables["params"], sep="/")  # pyright: ignore
     paths = sorted({f"{path}/kernel" for own, _ in uses for path in _kernels(own)})
-    kernels = {path: jnp.asarray(flat[path]) for path in paths}
+    places = {path: scan.place_of(path, flat) for path in paths}
+    kernels = {
+        path: jnp.asarray(flat[place.path] if place.block is None else flat[place.path][place.block])
+        for path, place in places.items()
+    }
     at = {path: kernel.sharding for path, kernel in kernels.items()}
     strengths = [np.float32(strength) for _, strength in uses]
-    flat |= jax.jit(_added, out_shardings=at)(kernels, [dict(own) for own, _ in uses], strengths)
+    added = jax.jit(_added, out_shardings=at)(kernels, [dict(own) for own, _ in uses], strengths)
+    for path, place in places.items():
+        new = added[path]
+        flat[place.path] = (
+            new if place.block is None else jnp.asarray(flat[place.path]).at[place.block].set(new)
+        )
     return {**variables, "params": traverse_util.unflatten_dict(flat, sep="/")}
 
 

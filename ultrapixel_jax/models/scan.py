@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 
@@ -78,6 +79,39 @@ def unstack(
                 level[f"layer_{b * length + k}"] = jax.tree.unflatten(structure, leaves)
         params[name] = level
     return {**variables, "params": params}
+
+
+def stack_where_they_lie(variables: Mapping[str, Any], config: StageCConfig | StageBConfig) -> dict[str, Any]:
+    """`stack_on_devices`, or of numpy arrays, on the host."""
+    if all(isinstance(x, np.ndarray) for x in jax.tree.leaves(variables)):
+        return stack(variables, config, np.stack)  # pyright: ignore
+    return stack_on_devices(variables, config)
+
+
+class Place(NamedTuple):
+    """Where an array of an unrolled network is among those of a network, stacked or not."""
+
+    path: str
+    block: int | None
+    """Its number along the first axis; None where the array is by itself."""
+
+
+def place_of(path: str, paths: Collection[str]) -> Place:
+    """Where the array that is at `path` in an unrolled network is in one that has `paths`.
+
+    Raises:
+        KeyError: nowhere.
+    """
+    if path in paths:
+        return Place(path, None)
+    level, number, rest = re.fullmatch(r"(.+)/layer_(\d+)/(.+)", path).groups()  # pyright: ignore
+    own = re.compile(re.escape(level) + r"/layer_(\d+)/")
+    length = 1 + max((int(m[1]) for m in map(own.match, paths) if m), default=0)
+    block, k = divmod(int(number), length)
+    stacked = f"{level}/rest/layer_{k}/{rest}"
+    if not block or stacked not in paths:
+        raise KeyError(path)
+    return Place(stacked, block - 1)
 
 
 def shortened(config: Config) -> Config:

@@ -24,6 +24,8 @@ class Situation:
     """Whether the previewer draws."""
     guided: bool = True
     """Whether the model has guidance, and with it two passes."""
+    repeated: bool = True
+    """Whether a level of the networks that draw has several blocks."""
     compile_only: bool = False
     cached: bool = True
     """Whether compiled programs are kept."""
@@ -82,6 +84,7 @@ RULES = (
          "there is nothing to guide or rescale where weights of guidance are 1"),
     Rule({"cfg_in_turn"}, lambda s: _plain_c(s) and (s.preview or _plain_b(s)),
          "weights of guidance are 1, and so there is one half"),
+    Rule({"scanned"}, lambda s: not s.repeated, "no level has several blocks"),
     Rule({"cfg_rescale_b", "cfg_from_b", "cfg_until_b"}, _plain_b,
          "there is nothing to guide or rescale where weights of guidance are 1"),
     Rule(

@@ -22,7 +22,7 @@ from ultrapixel_jax.sizes import MAX_SIDE, MIN_SIDE, check_size, parse_size
 WITH_REPRODUCE = frozenset(
     ["reproduce", "checkpoint", "config", "output", "mesh", "batch_size", "save_latents", "cache_dir",
      "no_cache", "no_ema", "controlnet", "quiet", "distributed", "coordinator", "patience", "offload",
-     "cfg_in_turn"]
+     "cfg_in_turn", "scanned"]
 )  # fmt: skip
 """What may be given beside ``--reproduce``; the rest is the picture's."""
 
@@ -82,6 +82,8 @@ class Options:
     """Whether weights wait in the host's memory while their stage has nothing to do."""
     cfg_in_turn: bool
     """Whether the halves of classifier-free guidance run one after the other."""
+    scanned: bool
+    """Whether the blocks of a level are a loop."""
     quiet: bool
 
 
@@ -142,6 +144,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
         int8=values.int8,
         offload=values.offload,
         cfg_in_turn=values.cfg_in_turn,
+        scanned=values.scanned,
         quiet=values.quiet,
     )
 
@@ -239,6 +242,7 @@ def _parser() -> Parser:
     p.flag("--int8", "the kernels of stages C and B in eight bits: half the memory of bfloat16")
     p.flag("--offload", "weights wait in the host's memory but for those of the stage at work")
     p.flag("--cfg-in-turn", "the halves of classifier-free guidance one after the other: less memory")
+    p.flag("--scanned", "blocks of stages C and B in a loop: compiled far sooner, and a little slower")
     p.flag("--compile-only", "compile every size in the list and stop")
     p.option(
         "--process-index",

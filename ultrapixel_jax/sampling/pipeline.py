@@ -23,6 +23,7 @@ from ultrapixel_jax.diffusion.sampler import halves
 from ultrapixel_jax.diffusion.two_branch import Prompts
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath
+from ultrapixel_jax.models.scan import stack_where_they_lie
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sampling import canvas
 from ultrapixel_jax.sampling.conditioner import Conditioner, Pass
@@ -95,6 +96,7 @@ class Cascade:
         executables: Path | None = None,
         on_demand: OnDemand | None = None,
         memory: Memory = AMPLE,
+        scanned: bool = False,
     ) -> None:
         dtype = dtype or weights.dtype
         self.config: CascadeConfig = weights.config
@@ -107,10 +109,16 @@ class Cascade:
         self.report = report
         self.mesh = mesh
         config, variables, compute = weights.config, weights.variables, jnp.dtype(dtype)
-        name = f"{config_identity(config)} {compute.name}{' in turn' * memory.cfg_in_turn}"
-        kept = executables and Executables(executables, name)
+        ways = " in turn" * memory.cfg_in_turn + " scanned" * scanned
+        kept = executables and Executables(executables, f"{config_identity(config)} {compute.name}{ways}")
         self.memory = memory
-        setup = Setup(compute, mesh, report, kept, memory.cfg_in_turn)
+        if scanned:
+            variables = variables | {
+                name: stack_where_they_lie(variables[name], getattr(config, name))
+                for name in ("stage_c", "stage_b")
+                if name in variables
+            }
+        setup = Setup(compute, mesh, report, kept, memory.cfg_in_turn, scanned)
         self.text = TextEncoder(setup, config, variables, tokenizer)
         self.stage_c = TwoBranchSampler(setup, config, variables)
         self.stage_b = StageBSampler(setup, config, variables)
@@ -136,6 +144,7 @@ class Cascade:
         executables: Path | None = None,
         controlnets: Sequence[AnyPath] = (),
         memory: Memory = AMPLE,
+        scanned: bool = False,
     ) -> Cascade:
         """Restore what sampling needs from `checkpoint`, straight onto the devices.
 
@@ -151,6 +160,8 @@ class Cascade:
                 compiles and traces nothing; None keeps none.
             controlnets: further checkpoints and runs, whose ControlNets count before the checkpoint's.
             memory: how to do with less.
+            scanned: the blocks of a level are a loop over stacked weights, so that a program is compiled in
+                a fraction of the time, and reads each block's weights once more. The bits are others.
 
         Raises:
             UserError: not a checkpoint, a component that is missing or does not fit; a mesh where weights are
@@ -178,6 +189,7 @@ class Cascade:
             executables=executables,
             on_demand=beside,
             memory=memory,
+            scanned=scanned,
         )
 
     @property
@@ -189,6 +201,12 @@ class Cascade:
     def compilations(self) -> int:
         """How many programs were compiled, or read from disk."""
         return sum(stage.compilations for stage in self.stages)
+
+    @property
+    def repeated(self) -> bool:
+        """Whether a level of stage C or of the stage B that it has, has several blocks."""
+        levels = (*self.config.stage_c.levels, *(() if self.preview else self.config.stage_b.levels))
+        return any(max(level.down_blocks, level.up_blocks) > 1 for level in levels)
 
     @property
     def controlnets(self) -> dict[str, str]:
@@ -218,6 +236,8 @@ class Cascade:
 
     def replace_variables(self, variables: Mapping[str, Any]) -> None:
         """Sample with other variables of the same shapes from now on, of the networks in `variables`.
+
+        They are stacked where the cascade is `scanned`.
 
         Compiles nothing anew, and leaves the other networks as they are.
         """

@@ -81,6 +81,7 @@ class UltraPixel:
         int8: bool = False,
         offload: bool = False,
         cfg_in_turn: bool = False,
+        scanned: bool = False,
     ) -> UltraPixel:
         """Load a model onto the devices.
 
@@ -100,6 +101,8 @@ class UltraPixel:
             int8: the kernels of stages C and B in eight bits, half the memory of bfloat16.
             offload: each stage's weights wait in the host's memory but for while it is at work.
             cfg_in_turn: the halves of classifier-free guidance one after the other.
+            scanned: the blocks of a level of stages C and B as a loop: programs compile in a fraction of the
+                time, and run a little slower.
 
         Raises:
             UserError: no such checkpoint, one that lacks a network, another variant than `config`, a mesh
@@ -118,7 +121,7 @@ class UltraPixel:
             cascade = Cascade.load(
                 directory, config=config, dtype=dtype, mesh=devices, preview=preview, ema=ema,
                 executables=compilation_cache.executables(kept), controlnets=[place(d) for d in controlnets],
-                memory=Memory(int8, offload, cfg_in_turn),
+                memory=Memory(int8, offload, cfg_in_turn), scanned=scanned,
             )  # fmt: skip
         for line in cascade.unused:
             warnings.warn(line, NotUsed, stacklevel=2)

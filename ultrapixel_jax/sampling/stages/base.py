@@ -68,6 +68,8 @@ class Setup:
     """Where compiled programs are kept."""
     cfg_in_turn: bool = False
     """Whether the halves of classifier-free guidance run one after the other."""
+    scanned: bool = False
+    """Whether the blocks of a level are a loop over stacked weights, in stages C and B."""
 
     def program(
         self,

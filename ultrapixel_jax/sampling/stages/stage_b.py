@@ -44,7 +44,7 @@ class StageBSampler(Stage):
     def __init__(self, setup: Setup, config: CascadeConfig, variables: Mapping[str, Any]) -> None:
         super().__init__(variables)
         self._channels = config.stage_b.c_latent
-        compute, stage_b = setup.dtype, StageB(config.stage_b, setup.dtype)
+        compute, stage_b = setup.dtype, StageB(config.stage_b, setup.dtype, setup.scanned)
 
         def condition(v: Any, pooled: Any, latent: Any, size: HW) -> Any:
             effnet = jnp.concatenate([latent, jnp.zeros_like(latent)]).astype(compute)

@@ -149,7 +149,7 @@ class TwoBranchSampler(Stage):
         super().__init__(variables)
         self._config, self._channels = config.guidance, config.stage_c.c_latent
         self._outer = config.stage_c.outer
-        stage_c = StageC(config.stage_c, setup.dtype)
+        stage_c = StageC(config.stage_c, setup.dtype, setup.scanned)
         guidance = None if config.guidance is None else Guidance(config.guidance, setup.dtype)
 
         def model(v: Any) -> StageCModel:
