@@ -319,11 +319,14 @@ def merge(variables: Mapping[str, Any], uses: Sequence[tuple[Changes, float]]) -
     at = {path: kernel.sharding for path, kernel in kernels.items()}
     strengths = [np.float32(strength) for _, strength in uses]
     added = jax.jit(_added, out_shardings=at)(kernels, [dict(own) for own, _ in uses], strengths)
+    stacked: dict[str, dict[int, Array]] = {}
     for path, place in places.items():
-        new = added[path]
-        flat[place.path] = (
-            new if place.block is None else jnp.asarray(flat[place.path]).at[place.block].set(new)
-        )
+        if place.block is None:
+            flat[path] = added[path]
+        else:
+            stacked.setdefault(place.path, {})[place.block] = added[path]
+    for path, blocks in stacked.items():
+        flat[path] = jnp.asarray(flat[path]).at[np.array([*blocks])].set(jnp.stack([*blocks.values()]))
     return {**variables, "params": traverse_util.unflatten_dict(flat, sep="/")}
 
 

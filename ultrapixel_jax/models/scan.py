@@ -104,7 +104,9 @@ def place_of(path: str, paths: Collection[str]) -> Place:
     """
     if path in paths:
         return Place(path, None)
-    level, number, rest = re.fullmatch(r"(.+)/layer_(\d+)/(.+)", path).groups()  # pyright: ignore
+    if (m := re.fullmatch(r"(.+)/layer_(\d+)/(.+)", path)) is None:
+        raise KeyError(path)
+    level, number, rest = m.groups()
     own = re.compile(re.escape(level) + r"/layer_(\d+)/")
     length = 1 + max((int(m[1]) for m in map(own.match, paths) if m), default=0)
     block, k = divmod(int(number), length)
