@@ -174,8 +174,10 @@ def measure(name: str, o: Any, config: Any, device: Any) -> Row:
         o.hlo.write_text(program.as_text())
     height, width = o.size
     own = "float32" if name == "a" else o.dtype
-    row = {"program": name, "size": f"{height}x{width}", "batch": o.batch, "dtype": own, "gpu": o.gpu}
-    row["scanned"] = o.scanned
+    row = {
+        "program": name, "size": f"{height}x{width}", "batch": o.batch, "dtype": own, "gpu": o.gpu,
+        "scanned": o.scanned,
+    }  # fmt: skip
     return row | figures(program, o.gpu, own) | {"compile_s": seconds}
 
 

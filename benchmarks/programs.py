@@ -21,7 +21,7 @@ from ultrapixel_jax.diffusion.sampler import begin, make_table, noise, run_steps
 from ultrapixel_jax.diffusion.two_branch import Prompts, ScaleInputs, StageCModel
 from ultrapixel_jax.models import components
 from ultrapixel_jax.models.guidance import Guidance
-from ultrapixel_jax.models.scan import stack
+from ultrapixel_jax.models.scan import SCANNABLE, stack
 from ultrapixel_jax.models.stage_a import StageA
 from ultrapixel_jax.models.stage_b import StageB
 from ultrapixel_jax.models.stage_c import StageC
@@ -132,7 +132,7 @@ def sampler_weights(
         abstract = components.abstract(
             part, getattr(config, part), jnp.float32 if part == "stage_a" else dtype
         )
-        if scanned and part in ("stage_c", "stage_b"):
+        if scanned and part in SCANNABLE:
             abstract = jax.eval_shape(functools.partial(stack, config=getattr(config, part)), abstract)
         out[part] = states.place(abstract, states.variables_shardings(abstract, mesh))
     return out

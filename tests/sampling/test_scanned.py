@@ -12,6 +12,7 @@ import pytest
 from configs.tiny import config
 from tests.recordings import relative_error
 from ultrapixel_jax.config import DiffusionConfig, LevelConfig
+from ultrapixel_jax.diffusion.sampler import segments
 from ultrapixel_jax.models import components, int8, lora
 from ultrapixel_jax.models.lora import Lora
 from ultrapixel_jax.models.scan import stack, unstack
@@ -28,8 +29,8 @@ DEEP = dataclasses.replace(
         levels=(LevelConfig(16, 1, 1, 3, up_repeats=2, layers="CT"), LevelConfig(32, 4, 2, 1)),
     ),
 )
-# Guidance in the second step alone, so that halves of the conditioning are taken; inner levels are kept.
-STAGE_C = DiffusionConfig(steps=3, cfg=3.0, cfg_until=0.7, reuse=2)
+# Guidance in some steps alone, so that halves of the conditioning are taken; inner levels are kept.
+STAGE_C = DiffusionConfig(steps=3, cfg=3.0, cfg_until=0.5, reuse=2)
 STAGE_B = DiffusionConfig(steps=2, cfg=1.1, reuse=2)
 PLAIN = DiffusionConfig(steps=1, cfg=3.0)
 ASKED = [
@@ -77,6 +78,7 @@ def changes() -> lora.Changes:
 
 
 def test_the_same_pictures(unrolled: Cascade, scanned: Cascade) -> None:
+    assert [run.unconditional for run in segments(STAGE_C)] == [True, False]
     assert unrolled.repeated and not Cascade.load(None, config=config, preview=True).repeated
     assert "rest" in scanned.stage_c.variables["stage_c"]["params"]["up_0"]
     assert "rest" in scanned.stage_b.variables["stage_b"]["params"]["up_1"]

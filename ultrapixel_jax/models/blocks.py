@@ -230,8 +230,8 @@ class Level(nn.Module):
     of block b.
 
     With `scanned`, the weights of all blocks but the first are stacked under `rest` (`scan.stack`),
-    and run in one rematerialised scan: training takes a tenth of the memory, and a program is compiled in a
-    fraction of the time.
+    and run in one rematerialised scan: training takes a tenth of the memory, and one block is
+    compiled for all of them.
     """
 
     config: LevelConfig

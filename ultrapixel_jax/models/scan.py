@@ -17,6 +17,8 @@ from jaxtyping import Array
 from ultrapixel_jax.config import StageBConfig, StageCConfig
 
 Config = TypeVar("Config", StageBConfig, StageCConfig)
+SCANNABLE = ("stage_c", "stage_b")
+"""Networks whose levels have blocks to stack."""
 
 
 def _levels(config: StageCConfig | StageBConfig) -> dict[str, tuple[int, int]]:

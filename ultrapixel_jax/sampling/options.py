@@ -242,7 +242,7 @@ def _parser() -> Parser:
     p.flag("--int8", "the kernels of stages C and B in eight bits: half the memory of bfloat16")
     p.flag("--offload", "weights wait in the host's memory but for those of the stage at work")
     p.flag("--cfg-in-turn", "the halves of classifier-free guidance one after the other: less memory")
-    p.flag("--scanned", "blocks of stages C and B in a loop: compiled far sooner, and a little slower")
+    p.flag("--scanned", "blocks of stages C and B in a loop: full-size models compile sooner for GPUs")
     p.flag("--compile-only", "compile every size in the list and stop")
     p.option(
         "--process-index",

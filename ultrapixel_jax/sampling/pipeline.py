@@ -23,7 +23,7 @@ from ultrapixel_jax.diffusion.sampler import halves
 from ultrapixel_jax.diffusion.two_branch import Prompts
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath
-from ultrapixel_jax.models.scan import stack_where_they_lie
+from ultrapixel_jax.models.scan import SCANNABLE, stack_where_they_lie
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sampling import canvas
 from ultrapixel_jax.sampling.conditioner import Conditioner, Pass
@@ -115,7 +115,7 @@ class Cascade:
         if scanned:
             variables = variables | {
                 name: stack_where_they_lie(variables[name], getattr(config, name))
-                for name in ("stage_c", "stage_b")
+                for name in SCANNABLE
                 if name in variables
             }
         setup = Setup(compute, mesh, report, kept, memory.cfg_in_turn, scanned)
@@ -160,8 +160,8 @@ class Cascade:
                 compiles and traces nothing; None keeps none.
             controlnets: further checkpoints and runs, whose ControlNets count before the checkpoint's.
             memory: how to do with less.
-            scanned: the blocks of a level are a loop over stacked weights, so that a program is compiled in
-                a fraction of the time, and reads each block's weights once more. The bits are others.
+            scanned: the blocks of a level are a loop over stacked weights, so that one of them is compiled,
+                and a step reads its weights once more. The bits are others.
 
         Raises:
             UserError: not a checkpoint, a component that is missing or does not fit; a mesh where weights are

@@ -101,8 +101,8 @@ class UltraPixel:
             int8: the kernels of stages C and B in eight bits, half the memory of bfloat16.
             offload: each stage's weights wait in the host's memory but for while it is at work.
             cfg_in_turn: the halves of classifier-free guidance one after the other.
-            scanned: the blocks of a level of stages C and B as a loop: programs compile in a fraction of the
-                time, and run a little slower.
+            scanned: the blocks of a level of stages C and B as a loop: those of full size compile sooner for
+                GPUs, and run a little slower; on CPUs nothing is gained.
 
         Raises:
             UserError: no such checkpoint, one that lacks a network, another variant than `config`, a mesh

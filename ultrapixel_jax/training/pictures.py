@@ -26,7 +26,7 @@ from ultrapixel_jax.models import lora
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.models.previewer import Previewer
 from ultrapixel_jax.models.resize import resize_antialiased
-from ultrapixel_jax.models.scan import unstack
+from ultrapixel_jax.models.scan import SCANNABLE, unstack
 from ultrapixel_jax.models.stage_a import StageA
 from ultrapixel_jax.report import Report
 from ultrapixel_jax.sampling.conditions import Canny, Conditions, Control, Inpainting, SuperResolution
@@ -46,7 +46,7 @@ from ultrapixel_jax.training import config as cfg
 from ultrapixel_jax.training.checkpoints import disk_errors
 from ultrapixel_jax.training.log import Log
 from ultrapixel_jax.training.state import TrainState
-from ultrapixel_jax.training.tasks.base import SCANNABLE, Task
+from ultrapixel_jax.training.tasks.base import Task
 
 Pictures = Callable[[TrainState, Mapping[str, Any], Mapping[str, Any]], UInt8[np.ndarray, "n h w 3"]]
 """(state, frozen variables, a batch of the loader) to pictures, the same in every process."""

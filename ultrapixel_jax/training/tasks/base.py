@@ -28,8 +28,6 @@ DROPOUT = 1000
 """Stream of a sample's random numbers in every task."""
 WITHOUT = {"clip_vision": "--data.image-vector-probability 0"}
 """Options with which training does without a network."""
-SCANNABLE = ("stage_c", "stage_b")
-"""Networks whose blocks can be stacked."""
 
 
 class Losses(NamedTuple):
@@ -122,7 +120,7 @@ class Task:
 
     def stacks(self, name: str) -> bool:
         """Whether this task holds the component with its blocks stacked: where it scans."""
-        return self.config.scanned and name in SCANNABLE
+        return self.config.scanned and name in scan.SCANNABLE
 
     def arrange(self, name: str, variables: Variables) -> dict[str, Any]:
         """Variables of a component as this task holds them: blocks stacked where it scans."""
