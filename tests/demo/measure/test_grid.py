@@ -45,11 +45,22 @@ def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.Mo
     assert grid.main(["DEMO", str(out), "--areas", "1", "4", "--ratios", "1/1", "1/2", "--count", "7"]) == 0
     table = (out / "grid.md").read_text()
     assert capsys.readouterr().out.strip() == table.strip()
-    assert "| 4 | 768² | on | 90, 75 | 90, 75 |" in table and "| 1 | 384² | off | 40, – | 40, – |" in table
+    assert (
+        "| 4 | 768² | on | **90, 75** | 90, 75 |" in table
+        and "| 1 | 384² | off | **40, –** | 40, – |" in table
+    )
     assert [words[1:3] for words in asked] == [["DEMO", str(out / "on")], ["DEMO", str(out / "off")]]
     assert asked[1][-2:] == ["--guidance", "off"] and "544x1088" in asked[0]
     picture = np.asarray(Image.open(out / "grid.png").convert("RGB"))
     assert picture.shape[1] > 2 * picture.shape[0] and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def test_guidance_and_steps_can_be_chosen(tmp_path: Path, capsys):
+    words = ["DEMO", str(tmp_path / "out"), "--list", "--guidance", "on", "--steps", "9", "--steps-b", "2"]
+    assert grid.main([*words, "--dtype", "bfloat16"]) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("demo.measure.evaluate") == 1 and " --guidance" not in listed
+    assert "--dtype bfloat16 --steps 9 --steps-b 2 --sizes 384x384 " in listed
 
 
 def test_a_size_that_cannot_be_made_is_refused_before_anything_is_drawn(tmp_path: Path, capsys):

@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from ultrapixel_jax import commands
-from ultrapixel_jax.commands import DTYPE, whole
+from ultrapixel_jax.commands import DTYPE, one_of, whole
+from ultrapixel_jax.config import MAX_STEPS
 from ultrapixel_jax.demo.measure import scores
-from ultrapixel_jax.demo.measure.evaluate import MARKDOWN, TABLE
+from ultrapixel_jax.demo.measure.evaluate import MARKDOWN, TABLE, square
 from ultrapixel_jax.demo.train import follow
+from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sizes import HW
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +75,15 @@ def recipe(
     batch_size: int,
     seeds: int,
     count: int,
-    sizes: Sequence[int],
+    sizes: Sequence[HW],
+    variants: Sequence[str] = tuple(VARIANTS),
+    drawing_steps: int | None = None,
     dtype: str = "float32",
 ) -> Iterator[tuple[str, list[str]]]:
     """(what it makes, command) of every training and evaluation."""
     for seed in range(seeds):
-        for name, variant in VARIANTS.items():
+        for name in variants:
+            variant = VARIANTS[name]
             run = output / f"{variant.of or name}-{seed}" / "run"
             if not variant.of:
                 train = [sys.executable, "train.py", "configs/demo/guidance.py", "--output", str(run)]
@@ -87,7 +93,9 @@ def recipe(
                 yield f"{variant.what}, seed {seed}", train
             judge = [sys.executable, "-m", "ultrapixel_jax.demo.measure.evaluate", str(run)]
             judge += [str(evaluation(output, name, seed)), "--preview", "--scene-seed", str(seed)]
-            judge += ["--count", str(count), "--sizes", *map(str, sizes), "--dtype", dtype, *variant.evaluate]
+            judge += ["--count", str(count), "--sizes", *(f"{height}x{width}" for height, width in sizes)]
+            judge += ["--steps", str(drawing_steps)] if drawing_steps else []
+            judge += ["--dtype", dtype, *variant.evaluate]
             yield f"pictures of it: {variant.what}, seed {seed}", judge
 
 
@@ -109,21 +117,21 @@ def markdown(rows: Sequence[tuple[str, list[int], list[dict[str, Any]]]]) -> str
     return scores.table(head, lines, labels=2)
 
 
-def table(output: Path, seeds: int, sizes: Sequence[int]) -> str:
+def table(output: Path, seeds: int, sizes: Sequence[HW], variants: Sequence[str] = tuple(VARIANTS)) -> str:
     """The finished evaluations in `output` as a table, by size."""
     tables = {
         (name, seed): json.loads((evaluation(output, name, seed) / TABLE).read_text(encoding="utf-8"))
-        for name in VARIANTS
+        for name in variants
         for seed in range(seeds)
     }
     rows = []
     for size in sizes:
-        for name, variant in VARIANTS.items():
+        for name in variants:
             of_seeds = [
-                next(row for row in tables[name, seed]["rows"] if row["size"] == [size, size])
+                next(row for row in tables[name, seed]["rows"] if row["size"] == list(size))
                 for seed in range(seeds)
             ]
-            rows.append((variant.what, [size, size], of_seeds))
+            rows.append((VARIANTS[name].what, list(size), of_seeds))
     return markdown(rows)
 
 
@@ -138,7 +146,10 @@ def parser() -> commands.Parser:
     p.option("--batch-size", whole(1, 10**6), "of each training", 2)
     p.option("--seeds", whole(1, 100), "trainings of each variant", 3)
     p.option("--count", whole(1, 10**6), "scenes that each draws", 50)
-    p.option("--sizes", whole(256, 8192), "pixels on a side", [768, 1536], nargs="+")
+    p.option("--sizes", square, "pixels on a side, or HEIGHTxWIDTH", [(768, 768), (1536, 1536)],
+             shown="768 1536", nargs="+", metavar="N")  # fmt: skip
+    p.option("--variants", one_of(VARIANTS), "some of them alone", list(VARIANTS), nargs="+")
+    p.option("--drawing-steps", whole(1, MAX_STEPS), "denoising steps of pictures, where not the model's own")
     p.option("--dtype", DTYPE, "of drawing", "float32")
     p.flag("--list", "print the commands and run nothing")
     return p
@@ -147,15 +158,20 @@ def parser() -> commands.Parser:
 def run(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
+    if missing := {VARIANTS[name].of for name in o.variants} - {"", *o.variants}:
+        raise UserError(
+            f"--variants {' '.join(o.variants)}: add {', '.join(missing)}, whose runs are judged, too"
+        )
     from ultrapixel_jax.checkpoints.weights import DEMO  # imports jax, which --help need not wait for
 
     todo = recipe(
         o.latents, o.output, sources=o.sources or [DEMO], steps=o.steps, batch_size=o.batch_size,
-        seeds=o.seeds, count=o.count, sizes=o.sizes, dtype=o.dtype,
+        seeds=o.seeds, count=o.count, sizes=o.sizes,
+        variants=o.variants, drawing_steps=o.drawing_steps, dtype=o.dtype,
     )  # fmt: skip
     follow(todo, only_list=o.list)
     if not o.list:
-        text = table(o.output, o.seeds, o.sizes)
+        text = table(o.output, o.seeds, o.sizes, o.variants)
         (o.output / MARKDOWN).write_text(text, encoding="utf-8")
         print(text)
 

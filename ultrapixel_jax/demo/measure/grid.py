@@ -7,7 +7,7 @@ Areas are multiples of the base size's; each is drawn in every ratio of height t
 training never showed. Pictures are judged by `demo.measure.evaluate`, whose directories are in OUT. OUT gets
 `grid.md` and, with matplotlib, `grid.png`: shares of pictures that are all right and that keep the layout of
 their low-resolution pass, against the area, a line for each ratio. Kill the program at any moment, repeat the
-command, and it goes on.
+command, and it goes on; with more areas and ratios, those that are there are not drawn again.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from ultrapixel_jax import commands
-from ultrapixel_jax.commands import number, whole
+from ultrapixel_jax.commands import DTYPE, number, one_of, whole
+from ultrapixel_jax.config import MAX_STEPS
 from ultrapixel_jax.data.config import parse_ratio
 from ultrapixel_jax.data.paths import user_errors
 from ultrapixel_jax.demo.measure import scores
-from ultrapixel_jax.demo.measure.evaluate import TABLE
+from ultrapixel_jax.demo.measure.evaluate import TABLE, square
 from ultrapixel_jax.demo.train import follow
 from ultrapixel_jax.sizes import HW, PIXEL_MULTIPLE, check_size
 
@@ -33,8 +34,8 @@ AREAS = (1.0, 2.0, 4.0, 9.0, 16.0, 25.0, 36.0)
 RATIOS = ("1/1", "3/2", "2/3", "2/1", "1/2")
 SIDE = 384
 """Of the demo's base size, in pixels."""
-TRAINED = (384, 768, 1536)
-"""Sides of the squares that the demo in the package was trained on."""
+TRAINED = ((384, 384), (768, 768), (1536, 1536))
+"""Sizes of this grid that the demo in the package was trained on."""
 GUIDANCE = {"on": [], "off": ["--guidance", "off"]}
 """Further words of `demo.measure.evaluate`."""
 MEASURES = {"all": "all right", "layout": "layout kept"}
@@ -48,21 +49,29 @@ def size_of(area: float, ratio: Fraction, side: int = SIDE) -> HW:
     return tuple(PIXEL_MULTIPLE * round(s / PIXEL_MULTIPLE) for s in (height, width))  # pyright: ignore
 
 
-def markdown(cells: Cells, areas: Sequence[float], ratios: Sequence[Fraction], side: int) -> str:
-    """A row for each area and guidance, a column for each ratio: all right, layout kept, in per cent."""
+def markdown(
+    cells: Cells, areas: Sequence[float], ratios: Sequence[Fraction], side: int, trained: Sequence[HW]
+) -> str:
+    """A row for each area and guidance, a column for each ratio: all right, layout kept, in per cent.
+
+    Those of `trained` sizes are bold.
+    """
 
     def cell(guidance: str, area: float, ratio: Fraction) -> str:
-        row = cells[guidance, size_of(area, ratio, side)]
-        values = (row[name] for name in MEASURES)
-        return ", ".join("–" if value is None else f"{100 * value:.0f}" for value in values)
+        size = size_of(area, ratio, side)
+        values = (cells[guidance, size][name] for name in MEASURES)
+        text = ", ".join("–" if value is None else f"{100 * value:.0f}" for value in values)
+        return f"**{text}**" if size in trained else text
 
     head = ["area", "side", "guidance", *(f"{r.numerator}/{r.denominator}" for r in ratios)]
     body = [
         [f"{area:g}", f"{side * math.sqrt(area):.0f}²", guidance, *(cell(guidance, area, r) for r in ratios)]
         for area in areas
         for guidance in GUIDANCE
+        if (guidance, size_of(area, ratios[0], side)) in cells
     ]
-    return f"{', '.join(MEASURES.values())}, in percent\n\n{scores.table(head, body, labels=3)}"
+    said = f"{', '.join(MEASURES.values())}, in percent; trained sizes bold"
+    return f"{said}\n\n{scores.table(head, body, labels=3)}"
 
 
 def plot(
@@ -71,7 +80,7 @@ def plot(
     areas: Sequence[float],
     ratios: Sequence[Fraction],
     side: int,
-    trained: Sequence[int],
+    trained: Sequence[HW],
 ) -> None:
     """Both measures by area: a line for each ratio, dotted without guidance, trained sizes marked."""
     import matplotlib.figure as mpl  # pyright: ignore[reportMissingImports]
@@ -80,15 +89,20 @@ def plot(
     for axis, (name, title) in zip(figure.subplots(1, 2, sharey=True), MEASURES.items()):
         for n, ratio in enumerate(ratios):
             for guidance, line in (("on", "-"), ("off", ":")):
-                found = [(a, cells[guidance, size_of(a, ratio, side)][name]) for a in areas]
+                found = [(a, cells.get((guidance, size_of(a, ratio, side)), {}).get(name)) for a in areas]
                 points = [(a, 100 * value) for a, value in found if value is not None]
                 label = f"{ratio.numerator}/{ratio.denominator}" if guidance == "on" else None
                 if points:
                     axis.plot(*zip(*points), line, color=f"C{n}", marker=".", label=label)
-                seen = [p for p in points if ratio == 1 and round(side * math.sqrt(p[0])) in trained]
+                seen = [p for p in points if size_of(p[0], ratio, side) in trained]
                 if seen and guidance == "on":
-                    axis.plot(*zip(*seen), "o", color=f"C{n}", markersize=10, label="trained")
-        axis.set(title=f"{title}, %", xlabel=f"area in {side}²", xscale="log", ylim=(-3, 103))
+                    axis.plot(*zip(*seen), "o", color=f"C{n}", markersize=9, fillstyle="none")
+        axis.set(
+            title=f"{title}, % (circles: trained sizes)",
+            xlabel=f"area in {side}²",
+            xscale="log",
+            ylim=(-3, 103),
+        )
         axis.set_xticks(areas, [f"{a:g}" for a in areas])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -98,7 +112,7 @@ def plot(
 
 
 def parser() -> commands.Parser:
-    """The command line; what it does not know goes to `demo.measure.evaluate`."""
+    """The command line."""
     p = commands.Parser("python -m ultrapixel_jax.demo.measure.grid", __doc__)
     p.argument("checkpoint", Path, "a checkpoint or training run, as for sample.py")
     p.argument("output", Path, "new directory, or that of an interrupted measurement")
@@ -106,10 +120,15 @@ def parser() -> commands.Parser:
     p.option("--ratios", parse_ratio, "of height to width", [Fraction(r) for r in RATIOS],
              shown=" ".join(RATIOS), nargs="+", metavar="N/N")  # fmt: skip
     p.option("--side", whole(256, 4096), "of the base size, in pixels", SIDE)
-    p.option("--trained", whole(256, 8192), "sides of squares that are marked", list(TRAINED), nargs="+")
+    p.option("--trained", square, "sizes that are marked: pixels on a side, or HEIGHTxWIDTH", list(TRAINED),
+             shown="those of the demo", nargs="+", metavar="N")  # fmt: skip
+    p.option("--guidance", one_of(GUIDANCE), "with it, without it, or both", list(GUIDANCE), nargs="+")
     p.option("--count", whole(1, 10**6), "scenes of each size", 100)
     p.option("--batch-size", whole(1, 1024), "pictures made at once", 4)
     p.option("--pictures", whole(0, 10**6), "keep the pictures of the first N scenes", 2)
+    p.option("--steps", whole(1, MAX_STEPS), "denoising steps of stage C, where not the model's own")
+    p.option("--steps-b", whole(1, MAX_STEPS), "of stage B")
+    p.option("--dtype", DTYPE, "of computing", "float32")
     p.flag("--preview", "the previewer in place of stages B and A: stage C alone is measured, far sooner")
     p.flag("--list", "print the commands and run nothing")
     return p
@@ -121,7 +140,9 @@ def run(argv: Sequence[str] | None) -> None:
     sizes = list(dict.fromkeys(size_of(area, ratio, o.side) for area in o.areas for ratio in o.ratios))
     for size in sizes:
         check_size(*size)
-    words = ["--count", o.count, "--batch-size", o.batch_size, "--pictures", o.pictures]
+    words = ["--count", o.count, "--batch-size", o.batch_size, "--pictures", o.pictures, "--dtype", o.dtype]
+    for name, steps in (("--steps", o.steps), ("--steps-b", o.steps_b)):
+        words += [name, steps] if steps else []
     words += ["--sizes", *(f"{height}x{width}" for height, width in sizes)]
     words += ["--preview"] if o.preview else []
     follow(
@@ -132,6 +153,7 @@ def run(argv: Sequence[str] | None) -> None:
                  str(o.output / name), *map(str, words), *more],
             )
             for name, more in GUIDANCE.items()
+            if name in o.guidance
         ],
         only_list=o.list,
     )  # fmt: skip
@@ -140,9 +162,10 @@ def run(argv: Sequence[str] | None) -> None:
     cells = {
         (name, tuple(row["size"])): row
         for name in GUIDANCE
+        if name in o.guidance
         for row in json.loads((o.output / name / TABLE).read_text(encoding="utf-8"))["rows"]
     }
-    text = markdown(cells, o.areas, o.ratios, o.side)
+    text = markdown(cells, o.areas, o.ratios, o.side, o.trained)
     with user_errors(o.output, "output"):
         (o.output / "grid.md").write_text(text, encoding="utf-8")
     print(text)
