@@ -46,6 +46,17 @@ def test_columns_are_prompts_and_rows_are_sizes(directory: Path, tmp_path: Path)
         assert np.asarray(middle)[200 - 192, 100 - 64].tolist() == [255, 255, 255]
 
 
+def test_a_strip_has_every_size_larger_ones_larger(directory: Path, tmp_path: Path) -> None:
+    side, output = 64, tmp_path / "strip.png"
+    assert sheet.main([str(directory), str(output), "--side", str(side), "--strip"]) == 0
+    out = np.asarray(Image.open(output)).astype(int)
+    seen = {  # pixels in each colour: area of the largest is side², of half as many pixels side² / √2
+        (p, s): int((abs(out - colour(p, s)).max(axis=2) < 12).sum()) for p in range(2) for s in range(2)
+    }
+    for (_, s), pixels in seen.items():
+        assert pixels == pytest.approx(side**2 / (1 if s else 2**0.5), rel=0.06)
+
+
 def test_what_is_no_picture_is_refused(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

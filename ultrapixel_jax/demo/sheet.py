@@ -2,9 +2,11 @@
 
     python sample.py --prompts configs/demo/sheet.jsonl --output PICTURES
     python -m ultrapixel_jax.demo.sheet PICTURES docs/demo.webp
+    python -m ultrapixel_jax.demo.sheet OTHERS docs/sizes.webp --strip
 
 A last row shows the middle of the largest pictures pixel by pixel. Prompts and sizes are read from the
-pictures; they keep the order of the file names.
+pictures; they keep the order of the file names. With --strip, pictures of any size stand in rows, by area,
+larger ones larger.
 """
 
 from __future__ import annotations
@@ -81,12 +83,42 @@ def middle(picture: Image.Image, side: int) -> Image.Image:
     return Image.fromarray(a[y : y + side, x : x + side])
 
 
+def strip(cells: Cells, side: int, across: int = 6) -> Image.Image:
+    """All pictures by area, with their sizes below, in rows as wide as `across` pictures of `side` pixels.
+
+    The largest has the area of `side`² pixels, the others less, by the fourth root of their areas: so that
+    the smallest can still be seen beside one of 36 times its area.
+    """
+    sizes = sorted(((size, path) for (_, size), path in cells.items()), key=lambda c: c[0][0] * c[0][1])
+    (h, w), _ = sizes[-1]
+    scale = side / (h * w) ** 0.25
+    rows: list[list[tuple[int, int, str, Path]]] = [[]]
+    for (height, width), path in sizes:
+        shrink = scale / (height * width) ** 0.25
+        cell = round(height * shrink), round(width * shrink), f"{height}x{width}", path
+        if rows[-1] and sum(c[1] + GAP for c in rows[-1]) + cell[1] > across * side:
+            rows.append([])
+        rows[-1].append(cell)
+    heights = [max(cell[0] for cell in row) + LINE + GAP for row in rows]
+    out = Image.new("RGB", (max(sum(c[1] + GAP for c in row) for row in rows), sum(heights)), "white")
+    pen, font, bottom = ImageDraw.Draw(out), ImageFont.load_default(FONT), 0
+    for row, height in zip(rows, heights):
+        left, bottom = 0, bottom + height
+        for h, w, size, path in row:
+            small = Image.fromarray(load_pixels(path)).resize((w, h), Image.Resampling.LANCZOS)
+            out.paste(small, (left, bottom - LINE - GAP - h))
+            pen.text((left, bottom - LINE - GAP + 1), size, "black", font)
+            left += w + GAP
+    return out
+
+
 def parser() -> commands.Parser:
     """The command line."""
     p = commands.Parser("python -m ultrapixel_jax.demo.sheet", __doc__)
     p.argument("pictures", Path, "directory that sample.py wrote")
     p.argument("output", Path, "the sheet: .png, .jpg or .webp", metavar="FILE")
     p.option("--side", whole(32, 4096), "pixels of each picture", 192)
+    p.flag("--strip", "in rows by area, whatever their shapes; the largest has the area of --side")
     return p
 
 
@@ -95,7 +127,7 @@ def run(argv: Sequence[str] | None) -> None:
     o = parser().read(argv)
     if o.output.suffix.lower() not in (".png", ".jpg", ".webp"):
         raise UserError(f"sheet {str(o.output)!r} is neither .png, .jpg nor .webp")
-    picture = sheet(read(o.pictures), o.side)
+    picture = (strip if o.strip else sheet)(read(o.pictures), o.side)
     try:
         picture.save(o.output, quality=85)
     except OSError as error:
