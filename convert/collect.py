@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,18 +57,22 @@ def collect(
         writer.sampling = {name: to_dict(config) for name, config in sources.sampling.items()}
         for name in only or list(real):
             entry = real[name]
+            info, origin = entry.info, entry.origin
             kept = name in FLOAT32_ALWAYS or dtype is None
             form = Form(None if kept else jnp.dtype(dtype))
             several = [one.entries[name] for one in each if one.has_itself(name)]
             if len(several) > 1:
                 variables = averaged(name, several, form)
+                info = dataclasses.replace(
+                    info, source="mean of " + ", ".join(e.info.source for e in several)
+                )
+                origin = f"the mean of {len(several)} sources"
             else:
                 variables = jax.tree.map(np.asarray, entry.load(form))
             if mantissa_bits is not None and name not in FLOAT32_ALWAYS:
                 variables = jax.tree.map(lambda x: rounded(x, mantissa_bits), variables)
-            writer.add(name, variables, entry.info)
+            writer.add(name, variables, info)
             unknown = "" if components.kind_of(name) else ", which no network here is made of"
-            origin = f"the mean of {len(several)} sources" if len(several) > 1 else entry.origin
             print(f"{name} from {origin}{unknown}")
         add_tokenizer(writer, sources.tokenizer)
 

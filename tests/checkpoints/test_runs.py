@@ -199,6 +199,8 @@ def test_the_mean_of_what_several_sources_have(guidance, tmp_path: Path, capsys)
     paths = [str(run), str(tmp_path / "moved")]
     assert convert.main([*paths, str(tmp_path / "mean"), "--mean", "--component", "guidance"]) == 0
     assert "guidance from the mean of 2 sources" in capsys.readouterr().out
+    mean = read_manifest(tmp_path / "mean").components["guidance"]
+    assert mean.source == f"mean of {run.name}, {info.source}" and mean.config == info.config
     found = restore(tmp_path / "mean", "guidance")
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y + 0.125, rtol=1e-6, atol=1e-6), found, own)
     assert convert.main([*paths, str(tmp_path / "last"), "--component", "guidance"]) == 0

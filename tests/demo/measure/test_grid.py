@@ -23,6 +23,8 @@ def test_sizes_have_the_area_and_the_shape():
             assert math.isclose(height * width, area * 384**2, rel_tol=0.03)
             assert math.isclose(height / width, ratio, rel_tol=0.03)
     assert grid.size_of(4.0, Fraction(1, 1)) == (768, 768)
+    of_grid = {grid.size_of(area, Fraction(ratio)) for area in grid.AREAS for ratio in grid.RATIOS}
+    assert set(grid.TRAINED) < of_grid
 
 
 def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -42,7 +44,8 @@ def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(grid, "follow", draws)
     out = tmp_path / "out"
-    assert grid.main(["DEMO", str(out), "--areas", "1", "4", "--ratios", "1/1", "1/2", "--count", "7"]) == 0
+    words = ["DEMO", str(out), "--areas", "1", "4", "--ratios", "1/1", "1/2", "--trained", "384", "768"]
+    assert grid.main([*words, "--count", "7"]) == 0
     table = (out / "grid.md").read_text()
     assert capsys.readouterr().out.strip() == table.strip()
     assert (

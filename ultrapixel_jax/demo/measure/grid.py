@@ -34,8 +34,11 @@ AREAS = (1.0, 2.0, 4.0, 9.0, 16.0, 25.0, 36.0)
 RATIOS = ("1/1", "3/2", "2/3", "2/1", "1/2")
 SIDE = 384
 """Of the demo's base size, in pixels."""
-TRAINED = ((384, 384), (768, 768), (1536, 1536))
-"""Sizes of this grid that the demo in the package was trained on."""
+TRAINED = (
+    *((side, side) for side in (384, 768, 1536, 2304)),
+    *((272, 544), (544, 272), (544, 1088), (1088, 544), (1088, 2176), (2176, 1088)),
+)
+"""Sizes of this grid that the demo in the package was trained on, or such as are cropped to these."""
 GUIDANCE = {"on": [], "off": ["--guidance", "off"]}
 """Further words of `demo.measure.evaluate`."""
 MEASURES = {"all": "all right", "layout": "layout kept"}
