@@ -11,6 +11,7 @@ larger ones larger.
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def middle(picture: Image.Image, side: int) -> Image.Image:
 
 
 def strip(cells: Cells, side: int, across: int = 6) -> Image.Image:
-    """All pictures by area, with their sizes below, in rows as wide as `across` pictures of `side` pixels.
+    """All pictures by area, with their sizes below, in even rows up to `across` times `side` pixels wide.
 
     The largest has the area of `side`² pixels, the others less, by the fourth root of their areas: so that
     the smallest can still be seen beside one of 36 times its area.
@@ -92,11 +93,15 @@ def strip(cells: Cells, side: int, across: int = 6) -> Image.Image:
     sizes = sorted(((size, path) for (_, size), path in cells.items()), key=lambda c: c[0][0] * c[0][1])
     (h, w), _ = sizes[-1]
     scale = side / (h * w) ** 0.25
-    rows: list[list[tuple[int, int, str, Path]]] = [[]]
+    shown = []
     for (height, width), path in sizes:
         shrink = scale / (height * width) ** 0.25
-        cell = round(height * shrink), round(width * shrink), f"{height}x{width}", path
-        if rows[-1] and sum(c[1] + GAP for c in rows[-1]) + cell[1] > across * side:
+        shown.append((round(height * shrink), round(width * shrink), f"{height}x{width}", path))
+    total = sum(cell[1] + GAP for cell in shown)
+    even = total / math.ceil(total / (across * side))
+    rows: list[list[tuple[int, int, str, Path]]] = [[]]
+    for cell in shown:
+        if rows[-1] and sum(c[1] + GAP for c in rows[-1]) + cell[1] / 2 > even:
             rows.append([])
         rows[-1].append(cell)
     heights = [max(cell[0] for cell in row) + LINE + GAP for row in rows]

@@ -109,7 +109,9 @@ def plot(
         axis.set_xticks(areas, [f"{a:g}" for a in areas])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    figure.axes[0].legend(title="height/width", fontsize="small")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), title="height/width", loc="outside right center"
+    )
     with user_errors(path, "plot"):
         figure.savefig(path, dpi=110, format="png")
 
