@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import Row, table
+from benchmarks.tables import Row, keep, table
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import MESH, Parser, one_of, whole
 from ultrapixel_jax.errors import UserError
@@ -191,8 +191,7 @@ def run(argv: list[str]) -> None:
                 print(
                     json.dumps({k: v for k, v in row.items() if k != "largest"}), file=sys.stderr, flush=True
                 )
-                if o.json:
-                    o.json.write_text(json.dumps(rows, indent=1) + "\n")
+                keep(o.json, rows)
     good = [row for row in rows if "error" not in row]
     if good:
         print(

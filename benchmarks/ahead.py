@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpus import GPUS
-from benchmarks.tables import Row, table
+from benchmarks.tables import Row, keep, table
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import DTYPE, Parser, one_of, whole
 from ultrapixel_jax.errors import UserError
@@ -230,8 +230,7 @@ def run(argv: list[str]) -> None:
     for name in o.program:
         row = measure(name, o, config, device)
         rows.append(row)
-        if o.json:
-            o.json.write_text(json.dumps(rows, indent=1) + "\n")
+        keep(o.json, rows)
         if o.kernels:
             print(f"\n{name}\n\n{table(OF_KERNELS, row['kernels'][: o.kernels])}", flush=True)
     beside(rows, before)

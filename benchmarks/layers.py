@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import check_names, in_own_process, table
+from benchmarks.tables import check_names, in_own_process, keep, table
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import DTYPE, whole
 
@@ -209,9 +209,8 @@ def run(argv: list[str]) -> None:
                 arguments += ["--repeat", str(o.repeat)]
                 if row := in_own_process("benchmarks.layers", f"{layer} {way} {tokens}", arguments):
                     rows.append(row)
+                keep(o.json, rows)
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}\n\n{table(COLUMNS, rows)}")
-    if o.json:
-        o.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:

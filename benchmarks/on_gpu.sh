@@ -43,7 +43,7 @@ part() {
 }
 
 common=(--config "$config" --dtype "$dtype" --no-torch --no-cached)
-part parity 70 benchmarks.parity
+part parity 90 benchmarks.parity
 part picture-small 150 benchmarks.sampling image "${common[@]}" --sizes "$small" --repeat 3
 part picture-large 170 benchmarks.sampling image "${common[@]}" --sizes "$large" --repeat 2
 part profile 110 benchmarks.profiling c-high --config "$config" --dtype "$dtype" --size "$large"

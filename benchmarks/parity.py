@@ -10,14 +10,13 @@ by more than `LIMIT`.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import Row, table
+from benchmarks.tables import Row, keep, table
 from ultrapixel_jax import commands
 from ultrapixel_jax.errors import UserError
 
@@ -147,7 +146,7 @@ def cases(dtype: Any) -> Iterator[tuple[str, Callable[[], tuple[Any, Any]]]]:
         )
 
 
-def compare() -> list[Row]:
+def compare() -> Iterator[Row]:
     """A row for each recording and dtype, on the default device."""
     import jax
     import jax.numpy as jnp
@@ -155,7 +154,6 @@ def compare() -> list[Row]:
 
     from tests.recordings import relative_error
 
-    rows: list[Row] = []
     device = jax.devices()[0].device_kind
     for dtype in (jnp.float32, jnp.bfloat16):
         precision = "highest" if dtype == jnp.float32 else "default"
@@ -165,11 +163,8 @@ def compare() -> list[Row]:
                 found, expected = run()
                 error = relative_error(np.asarray(found, np.float32), np.asarray(expected))
                 seconds = time.perf_counter() - began
-                rows.append(
-                    {"recording": name, "dtype": jnp.dtype(dtype).name, "error": error, "seconds": seconds,
-                     "device": device}
-                )  # fmt: skip
-    return rows
+                yield {"recording": name, "dtype": jnp.dtype(dtype).name, "error": error, "seconds": seconds,
+                       "device": device}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,10 +174,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         p = commands.Parser("python -m benchmarks.parity", __doc__)
         p.option("--json", Path, "write what was found", metavar="FILE")
         o = p.read(argv)
-        rows = compare()
+        rows: list[Row] = []
+        for row in compare():
+            rows.append(row)
+            keep(o.json, rows)
         print(table(COLUMNS, [row | {"error": f"{row['error']:.1e}"} for row in rows]))
-        if o.json:
-            o.json.write_text(json.dumps(rows, indent=1) + "\n")
         for row in rows:
             if row["dtype"] == "float32" and not row["error"] <= LIMIT:
                 raise UserError(f"{row['recording']} is off by {row['error']:.1e}, more than {LIMIT:g}")

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case, build
-from benchmarks.tables import check_names, in_own_process, table
+from benchmarks.tables import check_names, in_own_process, keep, table
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import DTYPE, whole
 from ultrapixel_jax.sizes import Bucket, parse_size
@@ -271,8 +271,7 @@ def run(argv: list[str]) -> None:
             ]  # fmt: skip
             if row := in_own_process("benchmarks.sampling", f"{name} {text}", arguments):
                 rows.append(row)
-            if o.json:
-                o.json.write_text(json.dumps(rows, indent=1) + "\n")
+            keep(o.json, rows)
     text = table(COLUMNS, rows)
     print(f"{rows[0]['device']}, jax {rows[0]['jax']}, {o.config}\n\n{text}")
     for row in rows:

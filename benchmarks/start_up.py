@@ -10,7 +10,6 @@ from the project's directory.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.tables import Row, table
+from benchmarks.tables import Row, keep, table
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import whole
 from ultrapixel_jax.errors import UserError
@@ -94,8 +93,7 @@ def run(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         rows = measure(o.repeat, Path(directory))
     print(table(COLUMNS, rows))
-    if o.json:
-        o.json.write_text(json.dumps(rows, indent=1) + "\n")
+    keep(o.json, rows)
 
 
 def main(argv: list[str] | None = None) -> int:

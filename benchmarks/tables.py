@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ultrapixel_jax.errors import UserError
@@ -23,6 +24,12 @@ def in_own_process(module: str, label: str, arguments: Sequence[str]) -> Row | N
         print(f"{label} failed: {last}", file=sys.stderr)
         return None
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def keep(file: Path | None, rows: Sequence[Row]) -> None:
+    """Write `rows` to `file`, if there is one; after each row, so that a limit of time loses none."""
+    if file:
+        file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def check_names(what: str, names: Sequence[str], known: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import Row, check_names, in_own_process, table
+from benchmarks.tables import Row, check_names, in_own_process, keep, table
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import DTYPE, whole
 from ultrapixel_jax.errors import UserError
@@ -170,8 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 given += ["--no-compile"] if o.no_compile else []
                 row = in_own_process("benchmarks.torch_times", f"{name} {height}x{width}", given)
                 rows += [row] if row else []
-                if o.json:
-                    o.json.write_text(json.dumps(rows, indent=1) + "\n")
+                keep(o.json, rows)
         print(table(COLUMNS, rows))
 
     return commands.run(run, interrupted="repeat the command")

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import check_names, in_own_process, table
+from benchmarks.tables import check_names, in_own_process, keep, table
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import MESH, whole
 
@@ -154,12 +154,11 @@ def run(argv: list[str]) -> None:
     for name in names:
         if row := in_own_process("benchmarks.training", name, [name, "--here", *options]):
             rows.append(row)
+        keep(o.json, rows)
     text = table(COLUMNS, rows)
     first = rows[0]
     mesh = ", ".join(f"{axis}={n}" for axis, n in first["mesh"].items()) or "one device"
     print(f"{first['devices']} x {first['device']} ({mesh}), jax {first['jax']}\n\n{text}")
-    if o.json:
-        o.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,10 +1,15 @@
 """What the benchmarks measure beside the project's own code."""
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
+from benchmarks import layers, parity, sampling, torch_times, training
 from benchmarks.pallas_depthwise import depthwise
 from ultrapixel_jax.models import convolutions
 
@@ -34,3 +39,31 @@ def test_pallas_depthwise_lowers_for_gpus() -> None:
     with use_abstract_mesh(gpu):
         traced = jax.jit(lambda x, kernel: depthwise(x, kernel)).trace(x, kernel)
         assert "custom_call" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_what_was_measured_before_a_limit_of_time_is_kept(monkeypatch, tmp_path: Path) -> None:
+    """Every benchmark that `on_gpu.sh` may stop writes its rows as they come."""
+    row = {"recording": "r", "dtype": "float32", "error": 0.0, "seconds": 1.0}
+
+    def stopped_after_one() -> Iterator[dict]:
+        yield row
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parity, "compare", stopped_after_one)
+    assert parity.main(["--json", str(tmp_path / "parity.json")]) != 0
+    assert json.loads((tmp_path / "parity.json").read_text()) == [row]
+
+    def second_is_stopped(module: str, label: str, arguments: list[str]) -> dict:
+        if kept := list(tmp_path.glob(f"{module}.json")):
+            assert json.loads(kept[0].read_text()) == [row]
+            raise KeyboardInterrupt
+        return row
+
+    for module, words in (
+        (sampling, ["clip", "c-low"]), (layers, ["attention", "depthwise"]), (torch_times, ["c-plain", "b"]),
+        (training, ["tiny", "demo-stage-c"]),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, "in_own_process", second_is_stopped)
+        file = tmp_path / f"{module.__name__}.json"
+        assert module.main([*words, "--json", str(file)]) != 0
+        assert json.loads(file.read_text()) == [row]
