@@ -39,7 +39,7 @@ def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.Mo
                 for size in sizes
             ]
             directory = Path(words[4])
-            directory.mkdir(parents=True)
+            directory.mkdir(parents=True, exist_ok=True)
             (directory / grid.TABLE).write_text(json.dumps({"rows": rows}))
 
     monkeypatch.setattr(grid, "follow", draws)
@@ -55,6 +55,8 @@ def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.Mo
     assert [words[1:3] for words in asked] == [["DEMO", str(out / "on")], ["DEMO", str(out / "off")]]
     assert asked[1][-2:] == ["--guidance", "off"] and "544x1088" in asked[0]
     picture = np.asarray(Image.open(out / "grid.png").convert("RGB"))
+    assert grid.main([*words, "--count", "7", "--guidance", "off"]) == 0  # its lines are named, too
+    assert not np.array_equal(np.asarray(Image.open(out / "grid.png").convert("RGB")), picture)
     assert picture.shape[1] > 2 * picture.shape[0] and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
 
 

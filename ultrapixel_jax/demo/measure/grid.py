@@ -88,13 +88,14 @@ def plot(
     """Both measures by area: a line for each ratio, dotted without guidance, trained sizes marked."""
     import matplotlib.figure as mpl  # pyright: ignore[reportMissingImports]
 
+    named = "on" if any(guidance == "on" for guidance, _ in cells) else "off"
     figure = mpl.Figure(figsize=(10, 4), layout="constrained")
     for axis, (name, title) in zip(figure.subplots(1, 2, sharey=True), MEASURES.items()):
         for n, ratio in enumerate(ratios):
             for guidance, line in (("on", "-"), ("off", ":")):
                 found = [(a, cells.get((guidance, size_of(a, ratio, side)), {}).get(name)) for a in areas]
                 points = [(a, 100 * value) for a, value in found if value is not None]
-                label = f"{ratio.numerator}/{ratio.denominator}" if guidance == "on" else None
+                label = f"{ratio.numerator}/{ratio.denominator}" if guidance == named else None
                 if points:
                     axis.plot(*zip(*points), line, color=f"C{n}", marker=".", label=label)
                 seen = [p for p in points if size_of(p[0], ratio, side) in trained]
