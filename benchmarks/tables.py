@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
+from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
 
 Row = dict[str, Any]
@@ -29,7 +32,7 @@ def in_own_process(module: str, label: str, arguments: Sequence[str]) -> Row | N
 def keep(file: Path | None, rows: Sequence[Row]) -> None:
     """Write `rows` to `file`, if there is one; after each row, so that a limit of time loses none."""
     if file:
-        file.write_text(json.dumps(rows, indent=1) + "\n")
+        write_whole(epath.Path(file), (json.dumps(rows, indent=1) + "\n").encode())
 
 
 def check_names(what: str, names: Sequence[str], known: Mapping[str, Any]) -> None:

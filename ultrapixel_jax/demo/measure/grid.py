@@ -70,8 +70,7 @@ def markdown(
     body = [
         [f"{area:g}", f"{side * math.sqrt(area):.0f}²", guidance, *(cell(guidance, area, r) for r in ratios)]
         for area in areas
-        for guidance in GUIDANCE
-        if (guidance, size_of(area, ratios[0], side)) in cells
+        for guidance in dict.fromkeys(name for name, _ in cells)
     ]
     said = f"{', '.join(MEASURES.values())}, in percent; trained sizes bold"
     return f"{said}\n\n{scores.table(head, body, labels=3)}"
@@ -88,14 +87,15 @@ def plot(
     """Both measures by area: a line for each ratio, dotted without guidance, trained sizes marked."""
     import matplotlib.figure as mpl  # pyright: ignore[reportMissingImports]
 
-    named = "on" if any(guidance == "on" for guidance, _ in cells) else "off"
+    drawn = list(dict.fromkeys(name for name, _ in cells))
     figure = mpl.Figure(figsize=(10, 4), layout="constrained")
     for axis, (name, title) in zip(figure.subplots(1, 2, sharey=True), MEASURES.items()):
         for n, ratio in enumerate(ratios):
-            for guidance, line in (("on", "-"), ("off", ":")):
-                found = [(a, cells.get((guidance, size_of(a, ratio, side)), {}).get(name)) for a in areas]
+            for guidance in drawn:
+                line = "-" if guidance == "on" else ":"
+                found = [(a, cells[guidance, size_of(a, ratio, side)][name]) for a in areas]
                 points = [(a, 100 * value) for a, value in found if value is not None]
-                label = f"{ratio.numerator}/{ratio.denominator}" if guidance == named else None
+                label = f"{ratio.numerator}/{ratio.denominator}" if guidance == drawn[0] else None
                 if points:
                     axis.plot(*zip(*points), line, color=f"C{n}", marker=".", label=label)
                 seen = [p for p in points if size_of(p[0], ratio, side) in trained]
@@ -151,6 +151,7 @@ def run(argv: Sequence[str] | None) -> None:
         words += [name, steps] if steps else []
     words += ["--sizes", *(f"{height}x{width}" for height, width in sizes)]
     words += ["--preview"] if o.preview else []
+    chosen = {name: more for name, more in GUIDANCE.items() if name in o.guidance}
     follow(
         [
             (
@@ -158,8 +159,7 @@ def run(argv: Sequence[str] | None) -> None:
                 [sys.executable, "-m", "ultrapixel_jax.demo.measure.evaluate", str(o.checkpoint),
                  str(o.output / name), *map(str, words), *more],
             )
-            for name, more in GUIDANCE.items()
-            if name in o.guidance
+            for name, more in chosen.items()
         ],
         only_list=o.list,
     )  # fmt: skip
@@ -167,8 +167,7 @@ def run(argv: Sequence[str] | None) -> None:
         return
     cells = {
         (name, tuple(row["size"])): row
-        for name in GUIDANCE
-        if name in o.guidance
+        for name in chosen
         for row in json.loads((o.output / name / TABLE).read_text(encoding="utf-8"))["rows"]
     }
     text = markdown(cells, o.areas, o.ratios, o.side, o.trained)
