@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ultrapixel_jax.checkpoints.directory import CheckpointWriter
 from ultrapixel_jax.checkpoints.sources import RANDOM, Entry, Form, Sources
 from ultrapixel_jax.checkpoints.weights import FLOAT32_ALWAYS
 from ultrapixel_jax.config import to_dict
+from ultrapixel_jax.config.networks import NOT_DRAWN
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import AnyPath
 from ultrapixel_jax.models import components
@@ -63,9 +64,9 @@ def collect(
             several = [one.entries[name] for one in each if one.has_itself(name)]
             if len(several) > 1:
                 variables = averaged(name, several, form)
-                info = dataclasses.replace(
-                    info, source="mean of " + ", ".join(e.info.source for e in several)
-                )
+                names = ", ".join(e.info.source for e in several)
+                config = {**info.config, **trained_on([e.info.config for e in several])}
+                info = dataclasses.replace(info, config=config, source=f"mean of {names}")
                 origin = f"the mean of {len(several)} sources"
             else:
                 variables = jax.tree.map(np.asarray, entry.load(form))
@@ -75,6 +76,17 @@ def collect(
             unknown = "" if components.kind_of(name) else ", which no network here is made of"
             print(f"{name} from {origin}{unknown}")
         add_tokenizer(writer, sources.tokenizer)
+
+
+def trained_on(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sizes that all of `configs` together were trained on; unknown where one of them is, or has none."""
+    found: dict[str, Any] = {}
+    if all(name in config for name in NOT_DRAWN for config in configs):
+        sides, ratios = ([config[name] for config in configs] for name in NOT_DRAWN)
+        known = None not in sides and None not in ratios
+        least, most = (min(s[0] for s in sides), max(s[1] for s in sides)) if known else (None, None)
+        found = dict(zip(NOT_DRAWN, ([least, most], max(ratios)) if known else (None, None)))
+    return found
 
 
 def averaged(name: str, entries: Sequence[Entry], form: Form) -> Any:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 import convert.__main__ as convert
 import sample
 from configs.tiny import config as tiny
+from convert.collect import trained_on
 from tests.training.steps import config_of, with_
 from ultrapixel_jax.checkpoints.checksum import checksum
 from ultrapixel_jax.checkpoints.directory import CheckpointWriter, ComponentInfo, read_manifest, restore
@@ -201,6 +202,11 @@ def test_the_mean_of_what_several_sources_have(guidance, tmp_path: Path, capsys)
     assert "guidance from the mean of 2 sources" in capsys.readouterr().out
     mean = read_manifest(tmp_path / "mean").components["guidance"]
     assert mean.source == f"mean of {run.name}, {info.source}" and mean.config == info.config
+    one, other, unknown = ({"trained_sides": s, "trained_ratio": r} for s, r in (
+        ([384, 768], 2.0), ([362, 512], 1.0), (None, None)
+    ))  # fmt: skip
+    assert trained_on([one, other]) == {"trained_sides": [362, 768], "trained_ratio": 2.0}
+    assert trained_on([one, unknown]) == unknown and trained_on([{}, {}]) == {}
     found = restore(tmp_path / "mean", "guidance")
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y + 0.125, rtol=1e-6, atol=1e-6), found, own)
     assert convert.main([*paths, str(tmp_path / "last"), "--component", "guidance"]) == 0
