@@ -11,8 +11,8 @@ from typing import Any
 
 from etils import epath
 
-from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import write_whole
 
 Row = dict[str, Any]
 

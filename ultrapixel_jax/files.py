@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ultrapixel_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from etils import epath
+
     AnyPath = Path
 else:
     AnyPath = PurePath
@@ -62,6 +64,26 @@ def place(path: str | os.PathLike[str]) -> AnyPath:
     from etils import epath
 
     return epath.Path(path)  # pyright: ignore[reportReturnType]
+
+
+def write_whole(path: AnyPath | epath.Path, data: bytes | str) -> None:
+    """Write a file, text as UTF-8, that is there in full or not at all; objects of a bucket always are.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8")
+    if is_remote(path):
+        path.write_bytes(data)
+        return
+    local = Path(path)
+    partial = local.with_name(f".{local.name}.partial-{os.getpid()}")
+    try:
+        partial.write_bytes(data)
+        partial.replace(local)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def size_of(path: str | os.PathLike[str]) -> int:

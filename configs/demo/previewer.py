@@ -8,6 +8,7 @@ shows pictures to the encoder.
 
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.demo.config import config as demo
+from ultrapixel_jax.demo.train import PICTURES
 from ultrapixel_jax.training.config import (
     CheckpointConfig,
     LogConfig,
@@ -26,4 +27,5 @@ config = TrainConfig(
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, schedule="cosine", ema_decay=0.998),
     checkpoints=CheckpointConfig(every=500, keep_last=2),
     log=LogConfig(every=50),
+    pictures=PICTURES,
 )

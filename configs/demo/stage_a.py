@@ -2,6 +2,7 @@
 
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.demo.config import config as demo
+from ultrapixel_jax.demo.train import PICTURES
 from ultrapixel_jax.training.config import (
     CheckpointConfig,
     LogConfig,
@@ -20,4 +21,5 @@ config = TrainConfig(
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, schedule="cosine", ema_decay=0.998),
     checkpoints=CheckpointConfig(every=500, keep_last=2),
     log=LogConfig(every=50),
+    pictures=PICTURES,
 )

@@ -5,6 +5,7 @@ The encoder sees every picture at 3/4 of its size: the 42.67 of the full model o
 
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.demo.config import config as demo
+from ultrapixel_jax.demo.train import PICTURES
 from ultrapixel_jax.training.config import (
     CheckpointConfig,
     DiffusionTraining,
@@ -33,4 +34,5 @@ config = TrainConfig(
     ),
     checkpoints=CheckpointConfig(every=500, keep_last=2),
     log=LogConfig(every=50),
+    pictures=PICTURES,
 )

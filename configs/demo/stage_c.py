@@ -5,7 +5,7 @@ Trained with it, the text encoder forgot what "left of" and "right of" are withi
 
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.demo.config import config as demo
-from ultrapixel_jax.demo.train import RATIOS
+from ultrapixel_jax.demo.train import PICTURES, RATIOS
 from ultrapixel_jax.training.config import (
     CheckpointConfig,
     DiffusionTraining,
@@ -34,4 +34,5 @@ config = TrainConfig(
     ),
     checkpoints=CheckpointConfig(every=1000, keep_last=2),
     log=LogConfig(every=100),
+    pictures=PICTURES,
 )

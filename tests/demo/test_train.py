@@ -9,6 +9,7 @@ from convert.__main__ import parser as convert_parser
 from ultrapixel_jax.data import cache
 from ultrapixel_jax.demo import train
 from ultrapixel_jax.demo.world import build
+from ultrapixel_jax.demo.world.words import words
 from ultrapixel_jax.models import components
 from ultrapixel_jax.training import options
 from ultrapixel_jax.training.tasks import make_task
@@ -90,3 +91,13 @@ def test_an_existing_checkpoint_is_refused(
 ) -> None:
     assert train.main([str(tmp_path / "work"), str(tmp_path)]) == 2
     assert "exists; name a new directory" in capsys.readouterr().err
+
+
+def test_what_its_runs_draw_is_of_its_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    known = set(words())
+    for preset in sorted(root.glob("configs/demo/*.py")):
+        config = options.parse([str(preset), "--output", "any", "--data.path", "any"])
+        for prompt in config.pictures.prompts:
+            assert set(prompt.split()) <= known, (preset.name, prompt)

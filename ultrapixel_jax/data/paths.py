@@ -50,17 +50,6 @@ def check_name(path: str | os.PathLike[str], what: str) -> None:
         raise UserError(f"{what} {printable(name)}: its name is no UTF-8; rename it, or choose another")
 
 
-def write_whole(path: epath.Path, data: bytes) -> None:
-    """Write a file that is there in full or not at all; objects of a bucket always are."""
-    if is_remote(path):
-        path.write_bytes(data)
-        return
-    local = Path(path)
-    partial = local.with_name(f".{local.name}.partial-{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(local)
-
-
 def move_in(local: Path, target: epath.Path) -> None:
     """Put a finished local file in its place, at once; it must lie on the target's file system, if local."""
     if is_remote(target):

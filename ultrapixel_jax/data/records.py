@@ -36,9 +36,9 @@ from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT
 
 from ultrapixel_jax.data.folders import version_of
 from ultrapixel_jax.data.held_out import key_of
-from ultrapixel_jax.data.paths import check_name, local_copy, move_in, user_errors, write_whole
+from ultrapixel_jax.data.paths import check_name, local_copy, move_in, user_errors
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import fingerprint, is_full, is_remote, size_of
+from ultrapixel_jax.files import fingerprint, is_full, is_remote, size_of, write_whole
 
 SPLIT = "train"
 SIZES = "sizes.npy"

@@ -19,6 +19,7 @@ from pathlib import Path
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import number, whole
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.training.watching import PicturesConfig
 
 VIEWS, TILES, BASE, LARGE = 10_000, 12_000, 60_000, 8_000
 """Pictures of the four datasets."""
@@ -29,6 +30,10 @@ SIDES = (384, 512, 768, 1024, 1536, 2304)
 trained on it, to 36 times as much. Those of 9 and 25 times are left for measuring."""
 TRIAL = 0.05
 """Largest scale of one."""
+PICTURES = PicturesConfig(
+    prompts=("a striped red star left of a blue circle", "a blue heart"), size=(768, 768)
+)
+"""Drawn while training where that is asked for, and by the line that ends a run: of this world."""
 FEWEST = {"views": 64, "tiles": 64, "base": 320, "large": 64}
 """As many at any scale: a batch of what is trained on them, and more where some are left out."""
 

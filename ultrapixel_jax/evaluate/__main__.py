@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import DTYPE, MESH, Reader, one_of, whole
 from ultrapixel_jax.errors import UserError, one_line
+from ultrapixel_jax.files import write_whole
 from ultrapixel_jax.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -303,8 +304,8 @@ def _sizes(o: argparse.Namespace) -> None:
         columns[name] = figures
     head = f"{o.checkpoint or 'the demo'}, by size"
     text = table_one.markdown(columns, head)
-    reports.write_text(output / TABLE_ONE, text)
-    reports.write_text(output / "sizes.json", reports.as_json(columns))
+    write_whole(output / TABLE_ONE, text)
+    write_whole(output / "sizes.json", reports.as_json(columns))
     if plots.available():
         plots.draw(output / "sizes.png", columns, head)
     print(text)

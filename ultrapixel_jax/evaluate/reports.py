@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ultrapixel_jax.data.sheet import sheet
 from ultrapixel_jax.evaluate.features import Measured
 from ultrapixel_jax.evaluate.measures import TITLES, Figure, Figures
 from ultrapixel_jax.evaluate.sets import by_size
+from ultrapixel_jax.files import write_whole
 from ultrapixel_jax.models import measuring
 
 JSON, TABLE, SCORES, SHEET = "report.json", "report.md", "scores.jsonl", "best_and_worst.jpg"
@@ -128,8 +128,8 @@ def write(
     with user_errors(directory, "report"):
         directory.mkdir(parents=True, exist_ok=True)
         paths = [directory / JSON, directory / TABLE]
-        write_text(paths[0], json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        write_text(paths[1], markdown(result))
+        write_whole(paths[0], json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_whole(paths[1], markdown(result))
         if each:
             paths += [directory / SCORES, directory / SHEET]
             samples = [measured.pictures.samples[i] for i in measured.whole]
@@ -139,17 +139,10 @@ def write(
                 )
                 for s, values in zip(samples, zip(*each.values(), strict=True), strict=True)
             )
-            write_text(paths[2], "".join(f"{line}\n" for line in lines))
+            write_whole(paths[2], "".join(f"{line}\n" for line in lines))
             name = next((name for name in each if name in measuring.CLIPS), next(iter(each)))
             Image.fromarray(best_and_worst(measured, name, each[name])).save(paths[3], quality=88)
     return paths
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one piece."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def best_and_worst(measured: Measured, name: str, values: Sequence[float]) -> np.ndarray:

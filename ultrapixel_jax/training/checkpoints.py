@@ -36,9 +36,8 @@ from ultrapixel_jax.checkpoints.runs import (
 )
 from ultrapixel_jax.config import GuidanceConfig
 from ultrapixel_jax.data.config import MULTIPLE
-from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import is_full, is_remote, refusal
+from ultrapixel_jax.files import is_full, is_remote, refusal, write_whole
 from ultrapixel_jax.sizes import HW, STAGE_C_FACTOR
 from ultrapixel_jax.training.changes import differences
 from ultrapixel_jax.training.config import CheckpointConfig, TrainConfig, config_to_json

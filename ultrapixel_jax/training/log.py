@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from ultrapixel_jax.data.loader import Loader
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import write_whole
 from ultrapixel_jax.report import device_memory, peak_bytes
 from ultrapixel_jax.training.checkpoints import disk_errors
 from ultrapixel_jax.training.config import LogConfig, TrainConfig, config_to_json
@@ -303,9 +304,7 @@ def _lines_up_to(file: epath.Path, start: int) -> list[str]:
     text = "".join(f"{line}\n" for line in kept)
     if "://" in str(file):
         return kept
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text)
-    partial.replace(file)
+    write_whole(file, text)
     return []
 
 

@@ -19,9 +19,9 @@ from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.checkpoints.tokenizer import Tokenizer
 from ultrapixel_jax.checkpoints.weights import Weights, from_sources
 from ultrapixel_jax.config import DiffusionConfig
-from ultrapixel_jax.data.paths import write_whole
 from ultrapixel_jax.data.sheet import sheet
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import write_whole
 from ultrapixel_jax.models import lora
 from ultrapixel_jax.models.effnet_encoder import EffnetEncoder
 from ultrapixel_jax.models.previewer import Previewer

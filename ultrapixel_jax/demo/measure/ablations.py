@@ -27,6 +27,7 @@ from ultrapixel_jax.demo.measure import scores
 from ultrapixel_jax.demo.measure.evaluate import MARKDOWN, TABLE, square
 from ultrapixel_jax.demo.train import follow
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import write_whole
 from ultrapixel_jax.sizes import HW
 
 
@@ -172,7 +173,7 @@ def run(argv: Sequence[str] | None) -> None:
     follow(todo, only_list=o.list)
     if not o.list:
         text = table(o.output, o.seeds, o.sizes, o.variants)
-        (o.output / MARKDOWN).write_text(text, encoding="utf-8")
+        write_whole(o.output / MARKDOWN, text)
         print(text)
 
 

@@ -39,6 +39,7 @@ from ultrapixel_jax.demo.world import scenes
 from ultrapixel_jax.demo.world.build import VERSION
 from ultrapixel_jax.demo.world.captions import plain_caption
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.files import write_whole
 from ultrapixel_jax.sizes import (
     HW,
     Bucket,
@@ -156,8 +157,8 @@ def evaluate(
         "settings": settings,
         "rows": [{"size": list(size), **row(rows)} for size, rows in wanted.items()],
     }
-    _write(output / TABLE, json.dumps(result, indent=1) + "\n")
-    _write(output / MARKDOWN, markdown(result["rows"]))
+    write_whole(output / TABLE, json.dumps(result, indent=1) + "\n")
+    write_whole(output / MARKDOWN, markdown(result["rows"]))
     return result
 
 
@@ -221,7 +222,7 @@ def start(output: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if not path.exists():
             if any(output.iterdir()):
                 raise UserError(f"{output} is not empty and no evaluation; give a new directory")
-            _write(path, json.dumps(settings, indent=1, sort_keys=True) + "\n")
+            write_whole(path, json.dumps(settings, indent=1, sort_keys=True) + "\n")
         there = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{output}: {error.strerror or error}") from error
@@ -238,13 +239,6 @@ def start(output: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
         data = data[: data.rfind(b"\n") + 1]
         lines.write_bytes(data)
     return {line["name"]: line for line in map(json.loads, data.decode().splitlines())}
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file in one piece."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
 
 
 def _keep(output: Path, case: Case, drawn: Drawn) -> None:

@@ -28,6 +28,7 @@ from ultrapixel_jax.data.paths import user_errors
 from ultrapixel_jax.demo.measure import scores
 from ultrapixel_jax.demo.measure.evaluate import TABLE, square
 from ultrapixel_jax.demo.train import follow
+from ultrapixel_jax.files import write_whole
 from ultrapixel_jax.sizes import HW, PIXEL_MULTIPLE, check_size
 
 AREAS = (1.0, 2.0, 4.0, 9.0, 16.0, 25.0, 36.0)
@@ -172,7 +173,7 @@ def run(argv: Sequence[str] | None) -> None:
     }
     text = markdown(cells, o.areas, o.ratios, o.side, o.trained)
     with user_errors(o.output, "output"):
-        (o.output / "grid.md").write_text(text, encoding="utf-8")
+        write_whole(o.output / "grid.md", text)
     print(text)
     try:
         plot(o.output / "grid.png", cells, o.areas, o.ratios, o.side, o.trained)

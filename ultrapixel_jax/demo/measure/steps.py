@@ -34,6 +34,7 @@ from ultrapixel_jax.demo.world.build import VERSION
 from ultrapixel_jax.demo.world.captions import plain_caption
 from ultrapixel_jax.errors import UserError, unknown_key
 from ultrapixel_jax.evaluate.statistics import wilson
+from ultrapixel_jax.files import write_whole
 from ultrapixel_jax.sampling.requests import SETTINGS, SETTINGS_B, Request, with_settings
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ def run(argv: Sequence[str] | None) -> None:
         lr=lambda size: lr_pixels(*size, cascade.lr_side), quiet=o.quiet,
     )  # fmt: skip
     table = rows(lines)
-    (o.output / MARKDOWN).write_text(markdown(table), encoding="utf-8")
+    write_whole(o.output / MARKDOWN, markdown(table))
     print(markdown(table))
     if not plot(table, o.output / PLOT):
         print("no plot: matplotlib is not installed (pip install 'ultrapixel_jax[plots]')", file=sys.stderr)
