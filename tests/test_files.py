@@ -1,4 +1,4 @@
-"""Buckets beside local paths: what they hold is read, and what they refuse is one line.
+"""Buckets beside local paths: what they hold is read, what they refuse is one line; files are written whole.
 
 `tests/launch/buckets_here.py` does the same with a server.
 """
@@ -23,7 +23,7 @@ from ultrapixel_jax.checkpoints.runs import COMMITTED, RunWeights, is_run, saved
 from ultrapixel_jax.checkpoints.sources import Sources
 from ultrapixel_jax.checkpoints.tokenizer import BYTE_TOKENIZER, Tokenizer
 from ultrapixel_jax.errors import UserError
-from ultrapixel_jax.files import bucket_errors, place, refusal
+from ultrapixel_jax.files import bucket_errors, place, refusal, write_whole
 
 
 def theirs(module: str) -> Exception:
@@ -138,3 +138,21 @@ def test_a_converted_checkpoint_in_a_bucket(buckets: Path, tmp_path: Path) -> No
     file.write_bytes(data[:-1])
     with pytest.raises(UserError, match="bytes instead of"):
         verify_files(there, "other", False)
+
+
+def test_a_file_that_cannot_be_written_is_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "table.md"
+    write_whole(path, "größer\n")
+    assert path.read_bytes() == "größer\n".encode()
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:3])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, b"another")
+    assert path.read_text(encoding="utf-8") == "größer\n" and list(tmp_path.iterdir()) == [path]
