@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import write_whole
 
@@ -32,7 +30,7 @@ def in_own_process(module: str, label: str, arguments: Sequence[str]) -> Row | N
 def keep(file: Path | None, rows: Sequence[Row]) -> None:
     """Write `rows` to `file`, if there is one; after each row, so that a limit of time loses none."""
     if file:
-        write_whole(epath.Path(file), (json.dumps(rows, indent=1) + "\n").encode())
+        write_whole(file, json.dumps(rows, indent=1) + "\n")
 
 
 def check_names(what: str, names: Sequence[str], known: Mapping[str, Any]) -> None:

@@ -207,7 +207,7 @@ def start(directory: epath.Path, plan: dict[str, Any]) -> bool:
         if directory.exists() and any(p.name != WORK for p in directory.iterdir()):
             raise UserError(f"output {directory} exists and is not empty; remove it or choose another name")
         work.mkdir(parents=True, exist_ok=True)
-        write_whole(work / PLAN, json.dumps(plan).encode())
+        write_whole(work / PLAN, json.dumps(plan))
     return True
 
 
@@ -269,7 +269,7 @@ def write_shard(
         move_in(partial, target)
         report.content = content.hexdigest()
         note = directory / WORK / f"{index:05d}.json"
-        write_whole(note, json.dumps(dataclasses.asdict(report)).encode())
+        write_whole(note, json.dumps(dataclasses.asdict(report)))
 
 
 def _digest(digest: Any, example: dict[str, Any]) -> None:

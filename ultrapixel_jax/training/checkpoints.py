@@ -85,7 +85,7 @@ class RunCheckpoints:
             }
             with disk_errors(os.fspath(self.directory)):
                 for name, values in texts.items():
-                    write_whole(self.directory / name, (json.dumps(values, indent=1) + "\n").encode())
+                    write_whole(self.directory / name, json.dumps(values, indent=1) + "\n")
 
     @property
     def latest(self) -> int | None:
