@@ -214,7 +214,7 @@ def program_of(
         bucket = Bucket.of(*size, preset.model.guidance.lr_side if preset.model.guidance else 32)
         of = programs.training(preset, bucket.hr, bucket.lr, batch, mesh, o.accumulate)
         operations = of.task.flops({part: shape for part, (shape, _) in of.shapes.items()})
-        return lambda: of.step.lower(of.state, of.frozen, of.batch), 0, operations
+        return lambda: of.step.lower(of.state, of.frozen, of.rate, of.batch), 0, operations
     bucket = Bucket.of(*size, config.guidance.lr_side)
     weights = programs.sampler_weights(config, mesh)
     used = programs.STAGES[name]

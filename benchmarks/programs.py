@@ -55,8 +55,9 @@ class Training(NamedTuple):
     shapes: dict[str, Any]
     """(shape, dtype) of the arrays of a batch, by name."""
     state: states.TrainState
-    """Abstract and placed, as are the next two."""
+    """Abstract and placed, as are the next three."""
     frozen: dict[str, Any]
+    rate: jax.ShapeDtypeStruct
     batch: dict[str, jax.ShapeDtypeStruct]
     step: Any
     """Jitted."""
@@ -78,7 +79,7 @@ def training(config: TrainConfig, hr: HW, lr: HW, batch: int, mesh: Mesh, accumu
         data=dataclasses.replace(config.data, cached=True, batch_size=batch),
         optimizer=dataclasses.replace(config.optimizer, accumulate=accumulate),
     )
-    task, optimizer = make_task(config), make_optimizer(config.optimizer, config.steps)
+    task, optimizer = make_task(config), make_optimizer(config.optimizer)
     c, tokens = config.model.stage_c, config.model.clip_text.positions
     shapes: dict[str, Any] = {
         "latent": ((batch, *hr, c.c_latent), jnp.bfloat16),
@@ -118,6 +119,7 @@ def training(config: TrainConfig, hr: HW, lr: HW, batch: int, mesh: Mesh, accumu
     batch_at = batch_sharding(mesh)
     return Training(
         task, create, weights, shapes, states.place(state, state_at), states.place(frozen, frozen_at),
+        jax.ShapeDtypeStruct((), jnp.float32),
         {name: jax.ShapeDtypeStruct(*of, sharding=batch_at) for name, of in shapes.items()},
         jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(state_at, None)),
     )  # fmt: skip

@@ -32,7 +32,7 @@ def reckoned(config: Any, count: int) -> dict[str, float]:
     from ultrapixel_jax.training.tasks import make_task
 
     mesh = make_mesh({"fsdp": count}, jax.devices()[:count])
-    task, optimizer = make_task(config), make_optimizer(config.optimizer, config.steps)
+    task, optimizer = make_task(config), make_optimizer(config.optimizer)
 
     with jax.set_mesh(mesh):
         make = states.creator(task, optimizer)
@@ -74,7 +74,7 @@ def measured(config: Any, checkpoint: Path, count: int) -> dict[str, float]:
 
     mesh = make_mesh({"fsdp": count}, jax.devices()[:count])
     with jax.set_mesh(mesh):
-        task, optimizer = make_task(config), make_optimizer(config.optimizer, config.steps)
+        task, optimizer = make_task(config), make_optimizer(config.optimizer)
         sources = Sources([checkpoint])
         shardings = states.state_shardings(
             jax.eval_shape(states.creator(task, optimizer), {}), optimizer, mesh

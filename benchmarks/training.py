@@ -85,7 +85,7 @@ def measure(name: str, steps: int, mesh_sizes: dict[str, int] | None, compile_on
 
     with jax.set_mesh(mesh):
         began = time.perf_counter()
-        run = of.step.lower(of.state, of.frozen, of.batch).compile()
+        run = of.step.lower(of.state, of.frozen, of.rate, of.batch).compile()
         compiled = time.perf_counter() - began
         memory: Any = run.memory_analysis()
         row = {
@@ -109,7 +109,7 @@ def measure(name: str, steps: int, mesh_sizes: dict[str, int] | None, compile_on
         times = []
         for _ in range(steps + 1):
             began = time.perf_counter()
-            now, metrics = run(now, held, data)
+            now, metrics = run(now, held, np.float32(1e-4), data)
             jax.block_until_ready(metrics)
             times.append(time.perf_counter() - began)
         seconds = float(np.median(times[1:]))

@@ -83,7 +83,7 @@ def test_steps_of_training_compute_in_32_bits(task_config: Any) -> None:
         of_pictures = isinstance(task_config, PreviewerTask | StageATask | StageBTask)
         changes: Any = {"data": DataConfig(batch_size=4)} if of_pictures else {}
         config = config_of(task_config, scanned=True, **changes)
-        task, optimizer = make_task(config), make_optimizer(config.optimizer, 10)
+        task, optimizer = make_task(config), make_optimizer(config.optimizer)
         tokens = np.ones((4, 7), np.int32)
         batch = {
             **latents(config),
@@ -93,7 +93,7 @@ def test_steps_of_training_compute_in_32_bits(task_config: Any) -> None:
         state = jax.eval_shape(states.creator(task, optimizer), {})
         frozen = {name: abstract(name, getattr(config.model, name)) for name in task.frozen}
         frozen = {name: jax.eval_shape(partial(task.arrange, name), v) for name, v in frozen.items()}
-        traced = jax.jit(make_step(task, optimizer)).trace(state, frozen, batch)
+        traced = jax.jit(make_step(task, optimizer)).trace(state, frozen, np.float32(0), batch)
         assert not wide(traced)[:3]
         after, metrics = traced.out_info
         assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)

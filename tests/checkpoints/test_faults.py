@@ -68,7 +68,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def of_a_run_that_goes_on(run: Path) -> Any:
     config = config_of(TextTask(), optimizer=OptimizerConfig(ema_decay=0.9))
-    abstract: Any = jax.eval_shape(creator(make_task(config), make_optimizer(config.optimizer, 10)), {})
+    abstract: Any = jax.eval_shape(creator(make_task(config), make_optimizer(config.optimizer)), {})
     with RunCheckpoints(str(run), config.checkpoints) as checkpoints:
         return checkpoints.restore(abstract)
 
@@ -114,7 +114,7 @@ def test_only_damage_advises_to_replace_what_is_there(
 
 def test_another_optimizers_state_is_not_damage(run: Path) -> None:
     config = config_of(TextTask(), optimizer=OptimizerConfig(ema_decay=0.0))
-    abstract: Any = jax.eval_shape(creator(make_task(config), make_optimizer(config.optimizer, 10)), {})
+    abstract: Any = jax.eval_shape(creator(make_task(config), make_optimizer(config.optimizer)), {})
     with (
         RunCheckpoints(str(run), config.checkpoints) as checkpoints,
         pytest.raises(UserError, match=r"has other ema.*use the configuration") as caught,

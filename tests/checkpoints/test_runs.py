@@ -50,7 +50,7 @@ def make_run(
     config = with_(config_of(task), output=str(directory), **changes)
     config = with_(config, optimizer=OptimizerConfig(ema_decay=0.9))
     trainer = make_task(config)
-    state = jax.jit(states.creator(trainer, make_optimizer(config.optimizer, 10)))({})
+    state = jax.jit(states.creator(trainer, make_optimizer(config.optimizer)))({})
     random = np.random.default_rng(0)
     checkpoints = RunCheckpoints(config.output, config.checkpoints)
     checkpoints.describe(config, SIZES)

@@ -120,7 +120,7 @@ def test_sampler(prompts: Prompts) -> None:
 def test_training_step() -> None:
     data = DataConfig(cached=True, batch_size=1)
     config = TrainConfig(task=GuidanceTask(), model=full, data=data)
-    task, optimizer = make_task(config), make_optimizer(config.optimizer, config.steps)
+    task, optimizer = make_task(config), make_optimizer(config.optimizer)
     c = full.stage_c
     batch = {
         "latent": spec(1, *HR, 16, dtype=BF16), "latent_lr": spec(1, *LR, 16, dtype=BF16),
@@ -132,4 +132,4 @@ def test_training_step() -> None:
     frozen = jax.eval_shape(
         lambda: task.arrange("stage_c", components.initialise("stage_c", c, jax.random.key(0), BF16))
     )
-    check(lowered(make_step(task, optimizer), state, {"stage_c": frozen}, batch))
+    check(lowered(make_step(task, optimizer), state, {"stage_c": frozen}, spec(), batch))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-STEP, OPTIMIZER, STATE, LOG = (f"training/{name}.py" for name in ("step", "optimizer", "state", "log"))
+STEP, OPTIMIZER, STATE, LOG, LOOP = (
+    f"training/{name}.py" for name in ("step", "optimizer", "state", "log", "loop")
+)
 GUIDANCE, STAGE_A, STAGE_B, BASE, ENCODE = (
     f"training/tasks/{name}.py" for name in ("guidance", "stage_a", "stage_b", "base", "encode")
 )
@@ -80,10 +82,17 @@ MUTANTS = (
         (TEST_STEP,),
     ),
     Mutant(
-        "rate of the next step in the log",
+        "the next update's rate",
+        LOOP,
+        "config.steps, n - 1)",
+        "config.steps, n)",
+        (f"{TEST_RESUME}::test_the_log_of_a_run",),
+    ),
+    Mutant(
+        "another rate in the log",
         STEP,
-        "jnp.asarray(rate(state.step)",
-        "jnp.asarray(rate(state.step + 1)",
+        "jnp.asarray(rate, jnp.float32)",
+        "jnp.asarray(2 * rate, jnp.float32)",
         (TEST_STEP,),
     ),
     Mutant("weighted loss in the log", STEP, '"loss": losses.mean()', '"loss": value', (TEST_STEP,)),
@@ -133,8 +142,8 @@ MUTANTS = (
     Mutant(
         "AdamW without decay",
         OPTIMIZER,
-        "algorithm = optax.adamw(rate, *config.betas, eps=config.epsilon, weight_decay=decay)",
-        "algorithm = optax.adamw(rate, *config.betas, eps=config.epsilon, weight_decay=0.0)",
+        "optax.add_decayed_weights(config.weight_decay)",
+        "optax.add_decayed_weights(0.0)",
         (TEST_OPTIMIZER,),
     ),
     Mutant(
@@ -161,45 +170,47 @@ MUTANTS = (
     Mutant(
         "moments exchanged",
         OPTIMIZER,
-        "optax.adamw(rate, *config.betas, eps",
-        "optax.adamw(rate, *config.betas[::-1], eps",
+        "algorithm = at_rate(optax.scale_by_adam(b1, b2, epsilon))",
+        "algorithm = at_rate(optax.scale_by_adam(b2, b1, epsilon))",
         (TEST_OPTIMIZER,),
     ),
     Mutant(
         "epsilon not passed on",
         OPTIMIZER,
-        "*config.betas, eps=config.epsilon",
-        "*config.betas, eps=1e-8",
+        "algorithm = at_rate(optax.scale_by_adam(b1, b2, epsilon))",
+        "algorithm = at_rate(optax.scale_by_adam(b1, b2, 1e-8))",
         (TEST_OPTIMIZER,),
     ),
     Mutant(
-        "warm-up from 0", OPTIMIZER, "first = peak / config.warmup_steps", "first = 0.0", (TEST_OPTIMIZER,)
+        "warm-up from 0",
+        OPTIMIZER,
+        "return peak * (n + 1) / config.warmup_steps",
+        "return peak * n / config.warmup_steps",
+        (TEST_OPTIMIZER,),
     ),
     Mutant(
         "warm-up a step longer",
         OPTIMIZER,
-        "max(config.warmup_steps - 1, 1)",
-        "config.warmup_steps",
+        "if n < config.warmup_steps:",
+        "if n <= config.warmup_steps:",
         (TEST_OPTIMIZER,),
     ),
     Mutant(
         "schedule ends late", OPTIMIZER, "max(steps - config.warmup_steps, 1)", "steps", (TEST_OPTIMIZER,)
     ),
+    Mutant("rate down to 0", OPTIMIZER, "final + (1 - final) * left", "left", (TEST_OPTIMIZER,)),
     Mutant(
-        "cosine to 0", OPTIMIZER, "(peak, rest, config.final_fraction)", "(peak, rest)", (TEST_OPTIMIZER,)
-    ),
-    Mutant(
-        "linear to 0",
+        "cosine of half the way",
         OPTIMIZER,
-        "optax.linear_schedule(peak, final, rest)",
-        "optax.linear_schedule(peak, 0.0, rest)",
+        "math.cos(math.pi * done)",
+        "math.cos(math.pi / 2 * done)",
         (TEST_OPTIMIZER,),
     ),
     Mutant(
-        "Muon without decay",
+        "Muon's neighbour without Nesterov's step",
         OPTIMIZER,
-        "optax.add_decayed_weights(decay)",
-        "optax.add_decayed_weights(0.0)",
+        "nesterov=True",
+        "nesterov=False",
         (TEST_MUON,),
     ),
     Mutant(

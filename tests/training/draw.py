@@ -104,7 +104,7 @@ def drawn(name: str, mesh: jax.sharding.Mesh, ways: Sequence[str]) -> dict[str, 
 
     config, out = config_of(name), {}
     with jax.set_mesh(mesh):
-        task, optimizer = make_task(config), make_optimizer(config.optimizer, 1)
+        task, optimizer = make_task(config), make_optimizer(config.optimizer)
         sources = Sources(())
         sources.fill_with_random(config.model, 0)
         abstract = jax.eval_shape(states.creator(task, optimizer), {})

@@ -15,7 +15,7 @@ from ultrapixel_jax.compilation.options import UNOPTIMISED
 from ultrapixel_jax.data.config import DataConfig
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.config import OptimizerConfig, TrainConfig
-from ultrapixel_jax.training.optimizer import make_optimizer
+from ultrapixel_jax.training.optimizer import learning_rate, make_optimizer
 from ultrapixel_jax.training.step import make_step
 from ultrapixel_jax.training.tasks import make_task
 
@@ -61,13 +61,19 @@ def images(count: int, side: int) -> dict[str, Any]:
 
 
 def start(config: TrainConfig, given: dict[str, Any] | None = None, optimizer: Any = None):
-    """(task, optimizer, state, jitted step) of a run that starts from `given` variables."""
+    """(task, optimizer, state, step at the run's rate) of a run that starts from `given` variables."""
     task = make_task(config)
     optimizer = optimizer or keep_gradient()
     create = states.creator(task, optimizer)
     arranged = {name: task.arrange(name, v) for name, v in (given or {}).items()}
     state = jax.jit(create, compiler_options=UNOPTIMISED)(arranged)
-    return task, optimizer, state, jax.jit(make_step(task, optimizer), compiler_options=UNOPTIMISED)
+    jitted = jax.jit(make_step(task, optimizer), compiler_options=UNOPTIMISED)
+
+    def step(state: states.TrainState, frozen: Any, batch: Any) -> Any:
+        rate = learning_rate(config.optimizer, config.steps, int(state.step))
+        return jitted(state, frozen, np.float32(rate), batch)
+
+    return task, optimizer, state, step
 
 
 def gradient(config: TrainConfig, given: Any, frozen: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
@@ -78,10 +84,10 @@ def gradient(config: TrainConfig, given: Any, frozen: Any, batch: Any) -> tuple[
     return state.optimizer, metrics
 
 
-def adamw(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def adamw(config: OptimizerConfig) -> optax.GradientTransformation:
     """The run's AdamW on all parameters as one vector: the same but for rounding, and compiled sooner."""
     assert config.algorithm == "adamw"
-    return optax.flatten(make_optimizer(config, steps))
+    return optax.flatten(make_optimizer(config))
 
 
 def with_(config: TrainConfig, **changes: Any) -> TrainConfig:

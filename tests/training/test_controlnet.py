@@ -51,7 +51,7 @@ def test_it_starts_as_no_control_and_learns(stage_c: Any) -> None:
     optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=1, ema_decay=0.0)
     config = config_of(FRESH, model=MODEL, optimizer=optimizer)
     batch = latents(config)
-    _, _, state, step = start(config, optimizer=adamw(optimizer, 60))
+    _, _, state, step = start(config, optimizer=adamw(optimizer))
     before = state.collections
     # Stage C's own loss of the same batch with the same noise, which knows nothing of controls.
     other = make_task(with_(config, task=StageCTask(dropout=False)))
@@ -77,7 +77,7 @@ def test_a_step_is_adamw_and_frozen_statistics_stay(stage_c: Any) -> None:
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, ema_decay=0.0, clip_norm=0.0)
     config = config_of(ControlNetTask(backbone="nothing"), model=MODEL, optimizer=optimizer)
     given = {"controlnet": made("controlnet", MODEL.controlnet)}
-    task, _, state, step = start(config, given, adamw(optimizer, 10))
+    task, _, state, step = start(config, given, adamw(optimizer))
     before, batch = state, latents(config)
     rows = rows_of(config, batch)
 

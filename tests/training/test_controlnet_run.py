@@ -111,14 +111,14 @@ def test_inpainting_is_reckoned_and_its_step_takes_what_is_read(data: Path, tmp_
     assert any("frozen networks" in line and "a batch of the largest bucket" in line for line in lines)
     assert not (tmp_path / "run").exists()
 
-    task, optimizer = make_task(run), make_optimizer(run.optimizer, 2)
+    task, optimizer = make_task(run), make_optimizer(run.optimizer)
     mesh = machines.mesh_of(run.mesh)
     with Loader(run.reading) as loader:
         arrays = Inputs(task, Sources(()).tokenizer, mesh)(next(loader))
     assert arrays["control"].shape == (2, SIDE, SIDE, 4)
     state = jax.eval_shape(states.creator(task, optimizer), {})
     frozen = {name: states.abstract(task, name, mesh, np.dtype("float32")) for name in task.frozen}
-    after, found = jax.eval_shape(make_step(task, optimizer), state, frozen, arrays)
+    after, found = jax.eval_shape(make_step(task, optimizer), state, frozen, np.float32(0), arrays)
     assert jax.tree.map(lambda a, b: a.shape == b.shape, after, state) and found["loss"].shape == ()
 
 

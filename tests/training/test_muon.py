@@ -1,6 +1,7 @@
 """Muon: which parameters it takes, and what it does with them."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -41,8 +42,10 @@ def random_like(tree: Any, seed: int) -> Any:
 
 
 def updates(config: OptimizerConfig, params: Any, gradients: Any) -> Any:
-    optimizer = make_optimizer(config, 10)
-    update = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0], compiler_options=UNOPTIMISED)
+    optimizer = make_optimizer(config)
+    update = jax.jit(
+        lambda g, p: optimizer.update(g, optimizer.init(p), p, rate=RATE)[0], compiler_options=UNOPTIMISED
+    )
     return update(gradients, params)
 
 
@@ -79,7 +82,7 @@ def test_stacked_blocks_get_the_updates_of_single_ones() -> None:
 
 def test_moments_lie_where_their_parameters_do() -> None:
     config = config_of(StageCTask(), optimizer=MUON)
-    task, optimizer = make_task(config), make_optimizer(MUON, 10)
+    task, optimizer = make_task(config), make_optimizer(MUON)
     mesh = make_mesh({"data": 2, "fsdp": 4})
     state = jax.eval_shape(lambda: states.creator(task, optimizer)({}))
     at = states.state_shardings(state, optimizer, mesh)
@@ -108,9 +111,12 @@ def test_matrices_together_move_as_each_does_with_optax() -> None:
             lambda *x: matrix if is_hidden_matrix(*x) else None, params
         ),
     )  # fmt: skip
-    both = make_optimizer(MUON, 10), reference
+    both = make_optimizer(MUON), optax.with_extra_args_support(reference)
     states_of = [optimizer.init(params) for optimizer in both]
-    update = [jax.jit(optimizer.update, compiler_options=UNOPTIMISED) for optimizer in both]
+    update = [
+        jax.jit(functools.partial(optimizer.update, rate=RATE), compiler_options=UNOPTIMISED)
+        for optimizer in both
+    ]
     for step in range(3):
         gradients = random_like(params, step)
         found, states_of[0] = update[0](gradients, states_of[0], params)
@@ -122,8 +128,8 @@ def test_it_lowers_a_loss() -> None:
     rng = np.random.default_rng(1)
     target = jnp.asarray(rng.standard_normal((6, 6)), jnp.float32)
     params = {"layer": {"kernel": jnp.zeros((6, 6))}}
-    optimizer = make_optimizer(dataclasses.replace(MUON, weight_decay=0.0, learning_rate=0.5), 100)
-    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    optimizer = make_optimizer(dataclasses.replace(MUON, weight_decay=0.0))
+    state, update = optimizer.init(params), jax.jit(functools.partial(optimizer.update, rate=0.5))
 
     def loss(p: Any) -> Any:
         return jnp.square(p["layer"]["kernel"] - target).mean()

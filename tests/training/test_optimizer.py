@@ -33,8 +33,7 @@ def rate_of(schedule: str, warmup: int, n: int) -> float:
 @pytest.mark.parametrize("warmup", [0, 1, 4])
 def test_rates(schedule: Any, warmup: int) -> None:
     config = OptimizerConfig(learning_rate=PEAK, schedule=schedule, warmup_steps=warmup, final_fraction=FINAL)
-    rate = learning_rate(config, STEPS)
-    found = [float(rate(n)) for n in range(STEPS + 3)]
+    found = [learning_rate(config, STEPS, n) for n in range(STEPS + 3)]
     np.testing.assert_allclose(found, [rate_of(schedule, warmup, n) for n in range(STEPS + 3)], rtol=1e-5)
 
 
@@ -51,7 +50,7 @@ def test_adamw_with_decay_clipping_and_warm_up(clip: float) -> None:
         learning_rate=PEAK, schedule="cosine", warmup_steps=3, final_fraction=FINAL, weight_decay=decay,
         betas=(b1, b2), epsilon=epsilon, clip_norm=clip,
     )  # fmt: skip
-    optimizer = make_optimizer(config, STEPS)
+    optimizer = make_optimizer(config)
     expected = draw(0, 1.0)
     params: Any = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), expected)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
@@ -60,7 +59,7 @@ def test_adamw_with_decay_clipping_and_warm_up(clip: float) -> None:
         # Norms of about 0.3 and 3: some are clipped, some are not.
         gradients = draw(n + 1, (0.1, 1.0)[n % 2])
         given = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gradients)
-        changes, state = update(given, state, params)
+        changes, state = update(given, state, params, rate=learning_rate(config, STEPS, n))
         params = optax.apply_updates(params, changes)
 
         norm = math.sqrt(sum((g**2).sum() for g in gradients.values()))
@@ -83,8 +82,8 @@ def test_muon_is_clipped_as_adamw_is() -> None:
     gradient = {"bias": jnp.asarray([3.0, 0.0, -4.0])}
     changes = []
     for config_, given in ((config, gradient), (unclipped, {"bias": gradient["bias"] * 0.1})):
-        optimizer = make_optimizer(config_, 10)
-        changes.append(optimizer.update(given, optimizer.init(params), params)[0]["bias"])
+        optimizer = make_optimizer(config_)
+        changes.append(optimizer.update(given, optimizer.init(params), params, rate=PEAK)[0]["bias"])
     np.testing.assert_allclose(changes[0], changes[1], rtol=1e-5)
 
 

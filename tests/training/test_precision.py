@@ -28,7 +28,7 @@ class Run:
             dtype=dtype, optimizer=OPTIMIZER,
         )  # fmt: skip
         given = {"guidance": filled("guidance", SMALL.guidance, seed=1)}
-        _, _, self.first, self.step = start(config, given, adamw(OPTIMIZER, STEPS))
+        _, _, self.first, self.step = start(config, given, adamw(OPTIMIZER))
         stage_c = filled("stage_c", SMALL.stage_c)
         self.frozen = {"stage_c": jax.tree.map(lambda x: jnp.asarray(x, dtype), stage_c)}
         self.batch = latents(config)

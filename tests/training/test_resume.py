@@ -33,8 +33,13 @@ from ultrapixel_jax.training.log import check_finite
 
 MESH = ("--mesh.data", "4", "--mesh.tensor", "2")
 """For the devices of the test's own process."""
-STEPS = ("--steps", "10", "--log.every", "3", "--checkpoints.every", "2")
+STEPS = (
+    "--steps", "10", "--log.every", "3", "--checkpoints.every", "2", "--optimizer.schedule", "linear",
+    "--optimizer.warmup-steps", "4", "--optimizer.final-fraction", "0.4",
+)  # fmt: skip
 """A line is the mean of steps before and after a checkpoint."""
+RATES = (0.0025, 0.005, 0.0075, 0.01, 0.01, 0.009, 0.008, 0.007, 0.006, 0.005)
+"""Of the steps."""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,8 @@ def test_the_log_of_a_run(whole: Path) -> None:
     lines = metrics(whole)
     assert [line["step"] for line in lines] == [3, 6, 9, 10]
     assert len({line["loss"] for line in lines}) == 4
+    rates = [np.mean(RATES[first:last]) for first, last in itertools.pairwise((0, 3, 6, 9, 10))]
+    np.testing.assert_allclose([line["learning_rate"] for line in lines], rates, rtol=1e-6)
     assert saved(whole) == [6, 8, 10]
 
 

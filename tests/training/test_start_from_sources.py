@@ -102,7 +102,8 @@ def losses(config: TrainConfig, sources: Sources, mesh: Mesh, *, descend: bool) 
     batch = jax.device_put(batch, batch_sharding(mesh))
     step = make_step(task, DESCENT)
 
-    def loss_alone(state: states.TrainState, frozen: Any, batch: Any) -> Any:
+    def loss_alone(state: states.TrainState, frozen: Any, rate: Any, batch: Any) -> Any:
+        del rate
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         batch = {**batch, "key": jax.random.key_data(jax.random.split(key, 4))}
         out = task.loss(state.params, state.collections, frozen, batch)
@@ -115,7 +116,7 @@ def losses(config: TrainConfig, sources: Sources, mesh: Mesh, *, descend: bool) 
     found = []
     with jax.set_mesh(mesh):
         for _ in range(2):
-            state, metrics = run(state, frozen, batch)
+            state, metrics = run(state, frozen, np.float32(0), batch)
             found.append(float(metrics["loss"]))
     return found
 
@@ -227,7 +228,7 @@ def test_no_program_has_a_large_constant(name: str) -> None:
     if config.data.cached:
         shapes = {n: ((4, *x.shape[1:]), jnp.float32) for n, x in latents(config, (24, 24), (16, 16)).items()}
     batch = {n: jax.ShapeDtypeStruct(*x) for n, x in shapes.items()}
-    traced = jax.jit(make_step(task, optimizer)).lower(state, frozen, batch)
+    traced = jax.jit(make_step(task, optimizer)).lower(state, frozen, np.float32(0), batch)
     sizes = [0]
 
     def look(operation: Any) -> Any:

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from tests.diffusion.test_loss import bucket_of
 from tests.training.steps import config_of
 from ultrapixel_jax.training import state as states
 from ultrapixel_jax.training.config import DiffusionTraining, OptimizerConfig, StageCTask
+from ultrapixel_jax.training.optimizer import make_optimizer, scale_by_rate
 from ultrapixel_jax.training.step import BANDS, interleaved, make_step
 from ultrapixel_jax.training.tasks.base import Losses, Task, keys_of, uniform
 
@@ -48,14 +48,11 @@ class Draws(Line):
 
 def run_of(kind: type[Task], weight: Any, accumulate: int = 1, seed: int = 0) -> tuple[Any, Any]:
     """The state before the first step, and the step, whose optimizer is gradient descent."""
-    optimizer = OptimizerConfig(
-        learning_rate=RATE, schedule="linear", warmup_steps=2, accumulate=accumulate, ema_decay=DECAY
-    )
     config = config_of(
-        StageCTask(diffusion=DiffusionTraining(loss_weight=weight)), batch_size=SAMPLES, optimizer=optimizer,
-        steps=10, seed=seed,
+        StageCTask(diffusion=DiffusionTraining(loss_weight=weight)), batch_size=SAMPLES,
+        optimizer=OptimizerConfig(accumulate=accumulate, ema_decay=DECAY), seed=seed,
     )  # fmt: skip
-    descent = optax.sgd(RATE)
+    descent = scale_by_rate()
     params = {"line": {"params": {"w": np.asarray([0.5, -1.0, 2.0], np.float32)}}}
     state = states.create(params, descent, config.seed, True)
     return state, jax.jit(make_step(kind(config), descent))
@@ -87,14 +84,15 @@ def test_steps_are_the_formulas(weight: str, accumulate: int) -> None:
         error = x @ w - y
         losses = error**2
         gradient = 2 * (factor * error) @ x / SAMPLES
-        w = w - RATE * gradient
+        rate = RATE / (1 + n)
+        w = w - rate * gradient
         kept = min(DECAY, (1 + n) / (10 + n))
         average = kept * average + (1 - kept) * w
         for bucket in set(buckets):
             mean = losses[[b == bucket for b in buckets]].mean()
             running[bucket] = 0.99 * running[bucket] + 0.01 * mean
 
-        state, metrics = step(state, {}, batch)
+        state, metrics = step(state, {}, np.float32(rate), batch)
         found = {name: np.asarray(value) for name, value in metrics.items()}
         # Bands are closed below; the first takes what is smaller, too.
         members = [
@@ -106,9 +104,9 @@ def test_steps_are_the_formulas(weight: str, accumulate: int) -> None:
             "objective": (factor * losses).mean(),
             "error": error.mean(),
             "gradient_norm": np.linalg.norm(gradient),
-            "update_norm": RATE * np.linalg.norm(gradient),
+            "update_norm": rate * np.linalg.norm(gradient),
             "parameter_norm": np.linalg.norm(w),
-            "learning_rate": (RATE / 2, RATE, RATE, RATE * 7 / 8)[n],
+            "learning_rate": rate,
             "band_loss": [losses[inside].sum() for inside in members],
             "band_count": [inside.sum() for inside in members],
         }
@@ -121,12 +119,29 @@ def test_steps_are_the_formulas(weight: str, accumulate: int) -> None:
         assert state.step == n + 1
 
 
+def test_runs_of_every_rate_and_length_share_one_program() -> None:
+    """Another rate, schedule or number of steps compiles nothing anew."""
+
+    def text(steps: int, **rates: Any) -> str:
+        optimizer = OptimizerConfig(**rates)
+        config = config_of(StageCTask(), batch_size=SAMPLES, optimizer=optimizer, steps=steps)
+        params = {"line": {"params": {"w": np.zeros(3, np.float32)}}}
+        adamw = make_optimizer(optimizer)
+        state = states.create(params, adamw, config.seed, True)
+        step = jax.jit(make_step(Line(config), adamw))
+        return step.lower(state, {}, np.float32(optimizer.learning_rate), batch_of(0)).as_text()
+
+    changed = {"learning_rate": 3e-3, "schedule": "cosine", "warmup_steps": 7, "final_fraction": 0.1}
+    assert text(10) == text(5000, **changed)
+    assert text(10) != text(10, weight_decay=0.5)
+
+
 def drawn(accumulate: int = 1, seed: int = 0) -> list[float]:
     """Means of the numbers of three steps."""
     state, step = run_of(Draws, "p2", accumulate, seed)
     found = []
     for n in range(3):
-        state, metrics = step(state, {}, batch_of(n))
+        state, metrics = step(state, {}, np.float32(RATE), batch_of(n))
         assert metrics["spread"] > 0.01
         found.append(float(metrics["loss"]))
     return found

@@ -54,7 +54,7 @@ def train(task: Any, steps: int, **changes: Any) -> tuple[Any, Any, list[dict[st
     data = DataConfig(batch_size=4, image_vector_probability=0.0)
     optimizer = OptimizerConfig(learning_rate=3e-3, warmup_steps=5, ema_decay=0.0)
     config = config_of(task, data=data, optimizer=optimizer, **changes)
-    trainer, _, state, step = start(config, optimizer=adamw(config.optimizer, steps))
+    trainer, _, state, step = start(config, optimizer=adamw(config.optimizer))
     frozen = {name: filled(name, getattr(config.model, name)) for name in trainer.frozen}
     first, metrics = state, []
     for _ in range(steps):
@@ -130,7 +130,7 @@ def test_text_encoder_learns_the_order_of_words() -> None:
     end = np.full((6, 1), tiny.clip_text.vocab_size - 1, np.int32)
     ids = np.concatenate([orders, end], axis=1)
     batch = {"latent": latents(config)["latent"], "ids": ids, "mask": np.ones_like(ids)}
-    _, _, state, step = start(config, optimizer=adamw(optimizer, 60))
+    _, _, state, step = start(config, optimizer=adamw(optimizer))
     assert list(state.params) == ["clip_text"]
     found = []
     for _ in range(60):

@@ -46,7 +46,7 @@ def test_only_the_trained_networks_change(task, trained: str) -> None:
     config = small(config_of(task))
     stage_c = filled("stage_c", config.model.stage_c)
     frozen = {} if trained == "stage_c" else {"stage_c": stage_c}
-    _, _, state, step = start(config, optimizer=make_optimizer(config.optimizer, 10))
+    _, _, state, step = start(config, optimizer=make_optimizer(config.optimizer))
     before, frozen_before = host(state.params), host(frozen)
     for _ in range(2):
         state, _ = step(state, frozen, latents(config))

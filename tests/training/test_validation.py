@@ -68,7 +68,7 @@ def config_on(data: Path, **optimizer: Any) -> TrainConfig:
 def validate(config: TrainConfig, tmp_path: Path, axes: dict[str, int]) -> tuple[Any, dict[str, float]]:
     """A state whose average is not its parameters, on a mesh, and its losses."""
     mesh = make_mesh(axes, jax.devices()[: math.prod(axes.values())])
-    task, optimizer = make_task(config), make_optimizer(config.optimizer, config.steps)
+    task, optimizer = make_task(config), make_optimizer(config.optimizer)
     with jax.set_mesh(mesh):
         state = jax.jit(states.creator(task, optimizer), compiler_options=UNOPTIMISED)({})
         # Far from their initial values, with which dropout would hardly show.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from ultrapixel_jax.checkpoints.runs import saved_steps
@@ -65,7 +66,7 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
             largest = max(loader.bucket_counts(), key=lambda size: size[0] * size[1])
             loader.seek(next(k for k in range(2**62) if loader.size_of(k) == largest))
             arrays = inputs(next(loader))  # so that the data can be read, and fit
-            optimizer = make_optimizer(config.optimizer, config.steps)
+            optimizer = make_optimizer(config.optimizer)
             abstract = jax.eval_shape(states.creator(task, optimizer), {})
             shardings = states.state_shardings(abstract, optimizer, mesh)
             state = states.place(abstract, shardings)
@@ -87,7 +88,7 @@ def dry_run(config: TrainConfig, *, compiled: bool = False) -> list[str]:
             lines.append(f"memory on each device: {memory_line(sizes)}")
             if compiled:
                 step = jax.jit(make_step(task, optimizer), donate_argnums=0, out_shardings=(shardings, None))
-                found: Any = step.lower(state, frozen, arrays).compile().memory_analysis()
+                found: Any = step.lower(state, frozen, np.float32(0), arrays).compile().memory_analysis()
                 taken = found.argument_size_in_bytes + found.temp_size_in_bytes
                 lines.append(
                     f"the compiler's reckoning for {largest[0]}x{largest[1]}: {gigabytes(taken)}, of which "

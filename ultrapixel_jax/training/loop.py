@@ -21,7 +21,7 @@ from ultrapixel_jax.training.config import TrainConfig
 from ultrapixel_jax.training.ending import finished
 from ultrapixel_jax.training.inputs import Inputs, rows_of_batch
 from ultrapixel_jax.training.log import STEP, Log, check_finite
-from ultrapixel_jax.training.optimizer import make_optimizer
+from ultrapixel_jax.training.optimizer import learning_rate, make_optimizer
 from ultrapixel_jax.training.pictures import labels_of, make_pictures, save_pictures
 from ultrapixel_jax.training.profile import Profile
 from ultrapixel_jax.training.programs import Programs
@@ -74,7 +74,7 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
         # ── State: that of the newest checkpoint, or a fresh one ───────────────────────────────────────
         check_directory(epath.Path(config.output), config)
         checkpoints = RunCheckpoints(config.output, config.checkpoints)
-        optimizer = make_optimizer(config.optimizer, config.steps)
+        optimizer = make_optimizer(config.optimizer)
         abstract = jax.eval_shape(states.creator(task, optimizer), {})
         shardings = states.state_shardings(abstract, optimizer, mesh)
         if checkpoints.latest is None:
@@ -145,7 +145,8 @@ def train(config: TrainConfig, *, notes: Sequence[str] = ()) -> None:
                         appraise(0)
                     arrays = task.part(n, inputs(batch))
                     profile.before(n)
-                    state, metrics = programs.run(STEP, step, (state, frozen, arrays), batch["bucket"])
+                    rate = np.float32(learning_rate(config.optimizer, config.steps, n - 1))
+                    state, metrics = programs.run(STEP, step, (state, frozen, rate, arrays), batch["bucket"])
                     profile.after(n, metrics)
                     # While the device runs step n, the host looks at step n − 1.
                     if waiting is not None:

@@ -1,4 +1,4 @@
-"""Optimizer, learning-rate schedule and moving average (section 12), all from optax."""
+"""Optimizer (of optax's parts), learning-rate schedule and moving average (section 12)."""
 
 from __future__ import annotations
 
@@ -17,41 +17,53 @@ ENDS = ("embedding", "clf")
 """First and last layer of stages B and C."""
 
 
-def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Rate of update n of a run of `steps` updates; the first of w warm-up updates has 1/w of it."""
-    peak, final = config.learning_rate, config.learning_rate * config.final_fraction
-    rest = max(steps - config.warmup_steps, 1)
-    after = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, rest, config.final_fraction),
-        "linear": optax.linear_schedule(peak, final, rest),
-    }[config.schedule]
-    if not config.warmup_steps:
-        return after
-    first = peak / config.warmup_steps
-    warmup = optax.linear_schedule(first, peak, max(config.warmup_steps - 1, 1))
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+def learning_rate(config: OptimizerConfig, steps: int, n: int) -> float:
+    """Rate of update `n` of a run of `steps` updates, the first of which is 0.
+
+    The first of w warm-up updates has 1/w of the peak. The step is given each rate, so that its program is
+    the same for runs of every rate and length.
+    """
+    peak, final = config.learning_rate, config.final_fraction
+    if n < config.warmup_steps:
+        return peak * (n + 1) / config.warmup_steps
+    done = min((n - config.warmup_steps) / max(steps - config.warmup_steps, 1), 1.0)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return peak * (final + (1 - final) * left[config.schedule])
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW or Muon."""
-    rate, decay = learning_rate(config, steps), config.weight_decay
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """Clipping by the global norm, then AdamW or Muon; `update` takes the `rate`, too."""
+    (b1, b2), epsilon = config.betas, config.epsilon
+
+    def at_rate(direction: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(direction, optax.add_decayed_weights(config.weight_decay), scale_by_rate())
+
     if config.algorithm == "muon":
-        b1, b2 = config.betas
         parts: dict[Any, Any] = {
-            "muon": optax.chain(
-                scale_by_muon(config.epsilon),
-                optax.add_decayed_weights(decay),
-                optax.scale_by_learning_rate(rate),
-            ),
-            "adam": optax.adamw(rate, b1, b2, eps=config.epsilon, weight_decay=decay, nesterov=True),
+            "muon": at_rate(scale_by_muon(epsilon)),
+            "adam": at_rate(optax.scale_by_adam(b1, b2, epsilon, nesterov=True)),
         }
         algorithm = optax.partition(parts, _labels)
     else:
-        algorithm = optax.adamw(rate, *config.betas, eps=config.epsilon, weight_decay=decay)
+        algorithm = at_rate(optax.scale_by_adam(b1, b2, epsilon))
     if not config.clip_norm:
         return algorithm
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), algorithm)
+
+
+def scale_by_rate() -> optax.GradientTransformationExtraArgs:
+    """Updates times minus the `rate` of each call; its state counts, as those of optax's schedules do."""
+
+    def update(updates: Any, state: Any, params: Any = None, *, rate: Any, **others: Any) -> tuple[Any, Any]:
+        del params, others
+        updates = jax.tree.map(lambda x: jnp.asarray(-rate, x.dtype) * x, updates)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    def init(params: Any) -> Any:
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def scale_by_muon(epsilon: float) -> optax.GradientTransformation:

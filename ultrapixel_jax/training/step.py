@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ultrapixel_jax.diffusion.loss import AdaptiveState, adaptive_update, adaptive_weight, p2_weight
 from ultrapixel_jax.models import random_keys
-from ultrapixel_jax.training.optimizer import learning_rate, update_ema
+from ultrapixel_jax.training.optimizer import update_ema
 from ultrapixel_jax.training.state import TrainState
 from ultrapixel_jax.training.tasks.base import Batch, Losses, Task
 
@@ -21,18 +21,18 @@ BANDS = (-10.0, -6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0, 10.0)
 """Edges of the bands of logSNR whose losses are logged; the outer bands take what lies beyond."""
 
 Metrics = dict[str, Any]
-Step = Callable[[TrainState, Mapping[str, Any], Batch], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Mapping[str, Any], Any, Batch], tuple[TrainState, Metrics]]
 
 
 def make_step(task: Task, optimizer: optax.GradientTransformation) -> Step:
-    """The function from state, frozen variables and batch to the next state and its metrics.
+    """The function from state, frozen variables, learning rate and batch to the next state and its metrics.
 
     Metrics: `loss` (unweighted mean), `objective` (weighted), `gradient_norm` (before clipping),
     `parameter_norm`, `update_norm`, `learning_rate`, what the task adds, and for diffusion `band_loss`
     and `band_count`, sums over each of the bands.
     """
     config = task.config.optimizer
-    rate = learning_rate(config, task.config.steps)
+    optimizer = optax.with_extra_args_support(optimizer)
     diffusion = task.diffusion
 
     def objective(
@@ -49,7 +49,9 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Step:
 
     gradient = jax.value_and_grad(objective, has_aux=True)
 
-    def step(state: TrainState, frozen: Mapping[str, Any], batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, frozen: Mapping[str, Any], rate: Float[Array, ""], batch: Batch
+    ) -> tuple[TrainState, Metrics]:
         size = jax.tree.leaves(dict(batch))[0].shape[0]
         key = jax.random.fold_in(random_keys.of_data(state.key), state.step)
         batch = {**batch, "key": jax.random.key_data(jax.random.split(key, size))}
@@ -74,7 +76,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Step:
             value, extra = value.mean(), jax.tree.map(jnp.mean, extra)
             losses, logsnr = jax.tree.map(jnp.ravel, (losses, logsnr))
 
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
+        updates, moments = optimizer.update(grads, state.optimizer, state.params, rate=rate)
         params: Any = optax.apply_updates(state.params, updates)
         ema = state.ema
         if config.ema_decay:
@@ -85,7 +87,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Step:
             "gradient_norm": optax.tree.norm(grads),
             "parameter_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
-            "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(rate, jnp.float32),
             **extra,
         }
         adaptive = state.adaptive
