@@ -53,6 +53,25 @@ def test_layer_norm():
     check(with_gradients(layers.layer_norm, x), expected)
 
 
+@pytest.mark.parametrize("side", [(5, 7), (23, 29)], ids=["few pixels", "many pixels, eight and three over"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sum_of_squares(side, dtype):
+    x = jnp.asarray(normal(2, *side, 6) / np.sqrt(np.prod(side)), dtype)
+    expected = with_torch_gradients(lambda x: (x**2).sum((1, 2)), np.array(x, np.float32))
+    check(with_gradients(layers.sum_of_squares, x), expected, 1e-6 if dtype == "float32" else 0.005)
+    np.testing.assert_allclose(layers.sum_of_squares(x), expected[0], rtol=1e-6)
+
+
+def test_sum_of_squares_of_a_map_on_many_devices_and_of_unknown_size():
+    x = normal(2, 24, 32, 6)
+    expected = np.square(x.astype(np.float64)).sum((1, 2))
+    with jax.set_mesh(make_mesh({"data": 2, "rows": 4})):
+        np.testing.assert_allclose(jax.jit(layers.sum_of_squares)(x), expected, rtol=1e-6)
+    shape = jax.export.symbolic_shape("b, h, w, 6")
+    exported = jax.export.export(jax.jit(layers.sum_of_squares))(jax.ShapeDtypeStruct(shape, jnp.float32))
+    np.testing.assert_allclose(exported.call(x), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 0.01)])
 def test_compiler_options_change_nothing_but_the_rounding(dtype, tolerance):
     options = compiler_options(dtype, wide_maps=True)

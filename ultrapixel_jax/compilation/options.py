@@ -13,8 +13,8 @@ from ultrapixel_jax.target import platform
 
 _OPTION = "xla_cpu_experimental_ynn_fusion_type"
 _PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-_KINDS = {("bfloat16", True): _PRODUCTS, ("bfloat16", False): _PRODUCTS, ("float32", True): ""}
-"""What is left to YNNPACK, by dtype and whether maps are wide; by default products and sums are."""
+_KINDS = {("bfloat16", True): _PRODUCTS, ("float32", True): ""}
+"""What is left to YNNPACK, by dtype and whether maps are wide; else, by default, products and sums are."""
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
 """Compiles small programs in a third of the time, for those that run once or a few times."""
 FEW_VALUES = 30_000_000
@@ -24,10 +24,11 @@ FEW_VALUES = 30_000_000
 def compiler_options(dtype: Any, *, wide_maps: bool) -> dict[str, Any] | None:
     """For `Lowered.compile` of a sampling program that computes in `dtype`; None for the defaults.
 
-    On CPUs, XLA's own kernels instead of YNNPACK's for sums, which otherwise keep every tap of a
-    depthwise convolution in memory (four times the temporaries of stage B), and for float32 products
-    of networks with wide maps of few channels (stages A and B), which takes a quarter off stage A.
-    Large products are YNNPACK's: stage C takes up to 14 % less time (docs/measurements.md).
+    On CPUs, networks with wide maps of few channels (stages A and B) have XLA's own kernels instead of
+    YNNPACK's for sums, which otherwise keep every tap of a depthwise convolution in memory (four times the
+    temporaries of stage B), and for float32 products, which takes a quarter off stage A. Others have
+    YNNPACK's for both: stage C takes up to 14 % less time by its products, and in bfloat16 attention less
+    than half by its sums (docs/measurements.md).
     """
     kind = _KINDS.get((jnp.dtype(dtype).name, wide_maps))
     if platform() == "cpu" and kind is not None and _known():

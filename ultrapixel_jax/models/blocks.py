@@ -28,6 +28,7 @@ from ultrapixel_jax.models.layers import (
     parameter,
     per_channel,
     scale_channels,
+    sum_of_squares,
 )
 from ultrapixel_jax.models.resize import resize_bilinear
 from ultrapixel_jax.sharding import constrain
@@ -47,7 +48,7 @@ class GlobalResponseNorm(nn.Module):
         """(factor, shift) that `x` is to be scaled and moved by; statistics in float32 over the whole map,
         sharded or not.
         """
-        return self.affine_of(jnp.square(x.astype(jnp.float32)).sum((1, 2)))
+        return self.affine_of(sum_of_squares(x))
 
     @nn.compact
     def affine_of(self, squares: Float[Array, "b c"]) -> tuple[Float[Array, "b c"], Float[Array, " c"]]:
