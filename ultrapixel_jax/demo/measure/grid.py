@@ -37,10 +37,9 @@ SIDE = 384
 """Of the demo's base size, in pixels."""
 TRAINED = (
     *((side, side) for side in (384, 768, 1536, 2304)),
-    *((544, 1088), (1088, 544), (1088, 2176), (2176, 1088)),
+    *((272, 544), (544, 272), (544, 1088), (1088, 544), (1088, 2176), (2176, 1088)),
 )
-"""Sizes of this grid that the demo in the package was trained on, or such as are cropped to these.
-Not 272×544: its latent has a position more a side than the one of 256×512 that was."""
+"""Sizes of this grid with as many latent positions as those that the demo in the package was trained on."""
 GUIDANCE = {"on": [], "off": ["--guidance", "off"]}
 """Further words of `demo.measure.evaluate`."""
 MEASURES = {"all": "all right", "layout": "layout kept"}
