@@ -214,7 +214,7 @@ def sum_of_squares(x: Float[Array, "b h w c"]) -> Float[Array, "b c"]:
 
 
 sum_of_squares.defvjp(  # that of slices would be put together from as many padded maps
-    lambda x: (sum_of_squares(x), x),
+    lambda x: (sum_of_squares(jnp.asarray(x)), x),
     lambda x, cotangent: ((2 * cotangent[:, None, None] * x.astype(jnp.float32)).astype(x.dtype),),
 )
 
