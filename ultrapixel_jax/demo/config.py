@@ -98,6 +98,6 @@ config = CascadeConfig(
         slots=(0, 1, 3, 6, 8, 9),
     ),
     lora=LoraConfig(stage_c=stage_c, text_width=128),
-    sampling_c=DiffusionConfig(steps=40, cfg=4.0, cfg_hr=1.0, schedule="stable_diffusion", shift=2.0),
+    sampling_c=DiffusionConfig(steps=20, cfg=4.0, cfg_hr=1.0, schedule="stable_diffusion", shift=2.0),
     sampling_b=DiffusionConfig(steps=6, cfg=2.0, schedule="stable_diffusion", shift=2.0),
 )
