@@ -169,7 +169,7 @@ def stage_b_flops(config: StageBConfig, size: HW, batch: int = 1) -> int:
     """One pass of stage B over a latent of `size`; the conditioning comes ready."""
     c = config
     conditions = len(c.timestep_conditions)
-    h, w = size[0] // c.patch_size, size[1] // c.patch_size
+    h, w = c.maps(*size)
     latent = c.c_latent * c.patch_size**2
     total = 2 * linear_flops(h * w, latent, c.levels[0].channels)
     maps = []

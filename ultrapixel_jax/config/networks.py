@@ -108,16 +108,26 @@ class StageBConfig:
     """Channels of the stage C latent that conditions it."""
     timestep_conditions: tuple[str, ...] = ("sca",)
     """Conditions besides the noise level."""
+    pads: bool = False
+    """Pad maps at the bottom and right to what all levels halve evenly, and crop what comes out. The released
+    model drops odd rows and columns on the way down and stretches maps on the way up, which moves what inner
+    levels draw by up to 7 of a side's positions (8 pixels each): much of a small picture, little of a large one."""
 
     @property
     def outer(self) -> int:
         """How many levels, from the outside, run where the inner ones are reused; 0 where it has but one."""
         return len(self.levels) // 2
 
+    def maps(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the outermost level's maps, for latents of this size."""
+        multiple = 2 ** (len(self.levels) - 1) if self.pads else 1
+        h, w = (-(-(side // self.patch_size) // multiple) * multiple for side in (height, width))
+        return h, w
+
     def inner(self, height: int, width: int) -> tuple[int, int, int]:
         """Height, width and channels of what the inner levels give, for latents of this size."""
-        factor = self.patch_size * 2**self.outer
-        return height // factor, width // factor, self.levels[self.outer].channels
+        h, w = (side // 2**self.outer for side in self.maps(height, width))
+        return h, w, self.levels[self.outer].channels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,6 +59,7 @@ config = CascadeConfig(
         ),
         c_cond=128,
         c_clip=128,
+        pads=True,
     ),
     stage_a=StageAConfig(c_hidden=48, bottleneck_blocks=2, codebook_size=1024),
     clip_text=ClipTextConfig(

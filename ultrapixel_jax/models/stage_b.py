@@ -126,7 +126,11 @@ class StageB(nn.Module):
         c = self.config
         time = time_embedding(r, {n: (conditions or {}).get(n) for n in c.timestep_conditions})
         kv = conditioning.keys_values
+        maps = c.maps(x.shape[1], x.shape[2])
         x = layer_norm(self.embedding(pixel_unshuffle(x, c.patch_size))) + conditioning.maps
+        height, width = x.shape[1:3]
+        if (height, width) != maps:
+            x = jnp.pad(x, ((0, 0), (0, maps[0] - height), (0, maps[1] - width), (0, 0)), mode="edge")
         kept, outer = deep, c.outer if deep is not None else len(c.levels)
         skips: list[Array] = []
         for i, level in enumerate(self.down[:outer]):
@@ -144,4 +148,7 @@ class StageB(nn.Module):
                 x, time, kv[f"up_{i}"], skip=skips[own] if i > 0 else None,
                 dropout_keys=keys_for(dropout_keys, 2 * i + 1),
             )  # fmt: skip
-        return pixel_shuffle(self.clf(layer_norm(x)), c.patch_size), x if kept is None else kept
+        kept = x if kept is None else kept
+        if (height, width) != maps:
+            x = x[:, :height, :width]
+        return pixel_shuffle(self.clf(layer_norm(x)), c.patch_size), kept
