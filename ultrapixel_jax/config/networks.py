@@ -111,7 +111,8 @@ class StageBConfig:
     pads: bool = False
     """Pad maps at the bottom and right to what all levels halve evenly, and crop what comes out. The released
     model drops odd rows and columns on the way down and stretches maps on the way up, which moves what inner
-    levels draw by up to 7 of a side's positions (8 pixels each): much of a small picture, little of a large one."""
+    levels draw by up to 7 of a side's positions (8 pixels each): much of a small picture, little of a large
+    one."""
 
     @property
     def outer(self) -> int:
