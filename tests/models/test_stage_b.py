@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests import recorded_models
@@ -74,3 +75,4 @@ def test_padded_maps_halve_evenly(recorded, number):
     assert deep.shape[1:] == padding.config.inner(*x.shape[1:3])
     evenly = all(side % whole == 0 for side in sides)
     assert (relative_error(found, nhwc(t[f"out.{number}"])) < 1e-4) == evenly
+    assert np.isfinite(found).all()
