@@ -11,13 +11,13 @@ five minutes.
 import dataclasses
 
 from configs.demo.stage_c import config as stage_c
-from ultrapixel_jax.demo.train import SIDES, encoded
+from ultrapixel_jax.demo.train import BETWEEN, SIDES, encoded
 from ultrapixel_jax.training.config import DiffusionTraining, GuidanceTask, OptimizerConfig
 
 config = dataclasses.replace(
     stage_c,
     task=GuidanceTask(DiffusionTraining("stable_diffusion", shift=2.0, adaptive_buckets=32)),
-    data=dataclasses.replace(stage_c.data, areas=encoded(SIDES), batch_size=2),
+    data=dataclasses.replace(stage_c.data, areas=encoded(sorted((*SIDES, *BETWEEN))), batch_size=2),
     steps=16_000,
     optimizer=OptimizerConfig(
         algorithm="muon", learning_rate=3e-3, warmup_steps=30, schedule="cosine", ema_decay=0.999

@@ -18,7 +18,10 @@ from pathlib import Path
 
 from ultrapixel_jax import commands
 from ultrapixel_jax.commands import number, whole
+from ultrapixel_jax.data.config import parse_ratio
+from ultrapixel_jax.demo.world.build import of_ratios
 from ultrapixel_jax.errors import UserError
+from ultrapixel_jax.sizes import HW
 from ultrapixel_jax.training.watching import PicturesConfig
 
 VIEWS, TILES, BASE, LARGE = 10_000, 12_000, 60_000, 8_000
@@ -29,6 +32,9 @@ SIDES = (384, 432, 512, 768, 1024, 1536, 2304)
 """Of the squares as large as pictures with guidance: the base's area, which guidance spoils unless it was
 trained on it, to 36 times as much. 432² has latents of a position more a side than the LR pass, which is not
 learned from equal ones. Those of 9 and 25 times are left for measuring."""
+BETWEEN = (598, 683, 896, 1280, 1408, 1750, 2091)
+"""Of more squares that guidance sees, and of pictures of their area in 1/2 and 2/1: of few areas it learns
+those, and not what lies between (docs/demo.md)."""
 TRIAL = 0.05
 """Largest scale of one."""
 PICTURES = PicturesConfig(
@@ -42,6 +48,11 @@ FEWEST = {"views": 64, "tiles": 64, "base": 320, "large": 64}
 def encoded(sides: Iterable[int]) -> tuple[int, ...]:
     """`sides` of pictures as the encoder sees them: 32 pixels for each position of a latent, not 42.67."""
     return tuple(3 * side // 4 for side in sides)
+
+
+def shaped(sides: Iterable[int], ratios: Iterable[str]) -> list[HW]:
+    """Heights and widths of pictures with the areas of squares of `sides`, in `ratios` and their inverses."""
+    return of_ratios([(side, side) for side in sides], [parse_ratio(ratio) for ratio in ratios])
 
 
 def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Iterator[tuple[str, list[str]]]:
@@ -72,6 +83,7 @@ def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Itera
 
     # A trial has one size in three shapes, since a step is compiled for each.
     ratios, sides = (RATIOS, SIDES) if scale > TRIAL else (("1/1", "1/2"), (512,))
+    between = BETWEEN if scale > TRIAL else ()
 
     def cache(data: str, latents: str, sources: Sequence[str], *more: object) -> list[str]:
         names = [at(data), *map(at, sources), at(latents)]
@@ -99,8 +111,9 @@ def recipe(work: Path, checkpoint: Path, seed: int, scale: float = 1.0) -> Itera
     )
     yield "stage A", train("stage_a", "stage_a", "tiles", ["words"])
     yield "stage B", train("stage_b", "stage_b", "tiles", ["stage_a", "encoder", "stage_c"])
-    yield "large pictures", draw("large", LARGE, "--side", *seen, "--ratios", *ratios)
-    large = ("--areas", *seen, "--lr-latent", 9, *pixels)
+    shapes = (*shaped(seen, ratios), *shaped(encoded(between), ("1/1", "1/2")))
+    yield "large pictures", draw("large", LARGE, "--side", *(f"{h}x{w}" for h, w in shapes))
+    large = ("--areas", *sorted({*seen, *encoded(between)}), "--lr-latent", 9, *pixels)
     yield "their latents", cache("large", "large_latents", ["encoder", "words"], *large)
     yield "the guidance networks", train("guidance", "guidance", "large_latents", ["encoder", "stage_c"])
     names = ("guidance", "stage_b")  # each brings what it was trained on

@@ -33,6 +33,7 @@ def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.Mo
     def draws(commands, *, only_list):
         for n, (_, words) in enumerate(commands):
             asked.append(words[2:])
+            n += "off" in words
             sizes = [word for word in words if "x" in word and word[0].isdigit()]
             rows = [
                 {"size": [int(s) for s in size.split("x")], "all": 0.9 - n / 2, "layout": None if n else 0.75}
@@ -49,8 +50,8 @@ def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.Mo
     table = (out / "grid.md").read_text()
     assert capsys.readouterr().out.strip() == table.strip()
     assert (
-        "| 4 | 768² | on | **90, 75** | 90, 75 |" in table
-        and "| 1 | 384² | off | **40, –** | 40, – |" in table
+        "| 4 | 768² | 7 | on | **90, 75** | 90, 75 |" in table
+        and "| 1 | 384² | 7 | off | **40, –** | 40, – |" in table
     )
     assert [words[1:3] for words in asked] == [["DEMO", str(out / "on")], ["DEMO", str(out / "off")]]
     assert asked[1][-2:] == ["--guidance", "off"] and "544x1088" in asked[0]
@@ -58,6 +59,31 @@ def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.Mo
     assert grid.main([*words, "--count", "7", "--guidance", "off"]) == 0  # its lines are named, too
     assert not np.array_equal(np.asarray(Image.open(out / "grid.png").convert("RGB")), picture)
     assert picture.shape[1] > 2 * picture.shape[0] and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def test_areas_can_have_captions_of_their_own(tmp_path: Path, capsys):
+    words = [
+        "DEMO",
+        str(tmp_path / "out"),
+        "--list",
+        "--guidance",
+        "on",
+        "--areas",
+        "1",
+        "2",
+        "4",
+        "--ratios",
+        "1/1",
+    ]
+    assert grid.main([*words, "--count", "9", "3", "9"]) == 0
+    listed = [line for line in capsys.readouterr().out.splitlines() if "demo.measure.evaluate" in line]
+    assert ["--count 9 " in line and line.endswith("--sizes 384x384 768x768") for line in listed] == [
+        True,
+        False,
+    ]
+    assert "--count 3 " in listed[1] and listed[1].endswith("--sizes 544x544")
+    assert grid.main([*words, "--count", "9", "3"]) == 2
+    assert "--count has 2 numbers for 3 areas; give one, or one for each" in capsys.readouterr().err
 
 
 def test_guidance_and_steps_can_be_chosen(tmp_path: Path, capsys):

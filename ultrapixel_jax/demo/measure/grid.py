@@ -2,6 +2,7 @@
 
     python -m ultrapixel_jax.demo.measure.grid CHECKPOINT OUT --count 100
     python -m ultrapixel_jax.demo.measure.grid CHECKPOINT OUT --areas 1 4 16 --ratios 1/1 1/2 --preview
+    python -m ultrapixel_jax.demo.measure.grid CHECKPOINT OUT --areas 1 4 16 --count 100 100 24
 
 Areas are multiples of the base size's; each is drawn in every ratio of height to width, from captions that
 training never showed. Pictures are judged by `demo.measure.evaluate`, whose directories are in OUT. OUT gets
@@ -12,6 +13,7 @@ command, and it goes on; with more areas and ratios, those that are there are no
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -28,6 +30,7 @@ from ultrapixel_jax.data.paths import user_errors
 from ultrapixel_jax.demo.measure import scores
 from ultrapixel_jax.demo.measure.evaluate import TABLE, square
 from ultrapixel_jax.demo.train import follow
+from ultrapixel_jax.errors import UserError
 from ultrapixel_jax.files import write_whole
 from ultrapixel_jax.sizes import HW, PIXEL_MULTIPLE, check_size
 
@@ -54,11 +57,15 @@ def size_of(area: float, ratio: Fraction, side: int = SIDE) -> HW:
 
 
 def markdown(
-    cells: Cells, areas: Sequence[float], ratios: Sequence[Fraction], side: int, trained: Sequence[HW]
+    cells: Cells,
+    counts: Mapping[float, int],
+    ratios: Sequence[Fraction],
+    side: int,
+    trained: Sequence[HW],
 ) -> str:
-    """A row for each area and guidance, a column for each ratio: all right, layout kept, in per cent.
+    """A row for each area of `counts` (its captions) and guidance: all right, layout kept, in per cent.
 
-    Those of `trained` sizes are bold.
+    A column for each ratio; `trained` sizes are bold.
     """
 
     def cell(guidance: str, area: float, ratio: Fraction) -> str:
@@ -67,14 +74,15 @@ def markdown(
         text = ", ".join("–" if value is None else f"{100 * value:.0f}" for value in values)
         return f"**{text}**" if size in trained else text
 
-    head = ["area", "side", "guidance", *(f"{r.numerator}/{r.denominator}" for r in ratios)]
+    head = ["area", "side", "captions", "guidance", *(f"{r.numerator}/{r.denominator}" for r in ratios)]
     body = [
-        [f"{area:g}", f"{side * math.sqrt(area):.0f}²", guidance, *(cell(guidance, area, r) for r in ratios)]
-        for area in areas
+        [f"{area:g}", f"{side * math.sqrt(area):.0f}²", f"{count}", guidance]
+        + [cell(guidance, area, r) for r in ratios]
+        for area, count in counts.items()
         for guidance in dict.fromkeys(name for name, _ in cells)
     ]
     said = f"{', '.join(MEASURES.values())}, in percent; trained sizes bold"
-    return f"{said}\n\n{scores.table(head, body, labels=3)}"
+    return f"{said}\n\n{scores.table(head, body, labels=4)}"
 
 
 def plot(
@@ -130,7 +138,9 @@ def parser() -> commands.Parser:
     p.option("--trained", square, "sizes that are marked: pixels on a side, or HEIGHTxWIDTH", list(TRAINED),
              shown="those of the demo", nargs="+", metavar="N")  # fmt: skip
     p.option("--guidance", one_of(GUIDANCE), "with it, without it, or both", list(GUIDANCE), nargs="+")
-    p.option("--count", whole(1, 10**6), "scenes of each size", 100)
+    p.option(
+        "--count", whole(1, 10**6), "scenes of each size: one number, or one for each area", [100], nargs="+"
+    )
     p.option("--batch-size", whole(1, 1024), "pictures made at once", 4)
     p.option("--pictures", whole(0, 10**6), "keep the pictures of the first N scenes", 2)
     p.option("--steps", whole(1, MAX_STEPS), "denoising steps of stage C, where not the model's own")
@@ -144,34 +154,33 @@ def parser() -> commands.Parser:
 def run(argv: Sequence[str] | None) -> None:
     """Do what the command line says."""
     o = parser().read(argv)
-    sizes = list(dict.fromkeys(size_of(area, ratio, o.side) for area in o.areas for ratio in o.ratios))
-    for size in sizes:
+    if len(o.count) not in (1, len(o.areas)):
+        raise UserError(
+            f"--count has {len(o.count)} numbers for {len(o.areas)} areas; give one, or one for each"
+        )
+    counts = dict(zip(o.areas, o.count * len(o.areas) if len(o.count) == 1 else o.count))
+    sizes = {area: [size_of(area, ratio, o.side) for ratio in o.ratios] for area in counts}
+    for size in itertools.chain.from_iterable(sizes.values()):
         check_size(*size)
-    words = ["--count", o.count, "--batch-size", o.batch_size, "--pictures", o.pictures, "--dtype", o.dtype]
+    words = ["--batch-size", o.batch_size, "--pictures", o.pictures, "--dtype", o.dtype]
     for name, steps in (("--steps", o.steps), ("--steps-b", o.steps_b)):
         words += [name, steps] if steps else []
-    words += ["--sizes", *(f"{height}x{width}" for height, width in sizes)]
     words += ["--preview"] if o.preview else []
-    chosen = {name: more for name, more in GUIDANCE.items() if name in o.guidance}
-    follow(
-        [
-            (
-                f"pictures with guidance {name}",
-                [sys.executable, "-m", "ultrapixel_jax.demo.measure.evaluate", str(o.checkpoint),
-                 str(o.output / name), *map(str, words), *more],
-            )
-            for name, more in chosen.items()
-        ],
-        only_list=o.list,
-    )  # fmt: skip
+    cells: dict[tuple[str, HW], Mapping[str, Any]] = {}
+    chosen = [name for name in GUIDANCE if name in o.guidance]
+    for name, count in itertools.product(chosen, dict.fromkeys(counts.values())):
+        drawn = dict.fromkeys(size for area, n in counts.items() if n == count for size in sizes[area])
+        command = [sys.executable, "-m", "ultrapixel_jax.demo.measure.evaluate", o.checkpoint,
+                   o.output / name, "--count", count, *words,
+                   "--sizes", *(f"{height}x{width}" for height, width in drawn), *GUIDANCE[name]]  # fmt: skip
+        what = f"pictures of {count} captions with guidance {name}"
+        follow([(what, [str(word) for word in command])], only_list=o.list)
+        if not o.list:
+            rows = json.loads((o.output / name / TABLE).read_text(encoding="utf-8"))["rows"]
+            cells |= {(name, tuple(row["size"])): row for row in rows}
     if o.list:
         return
-    cells = {
-        (name, tuple(row["size"])): row
-        for name in chosen
-        for row in json.loads((o.output / name / TABLE).read_text(encoding="utf-8"))["rows"]
-    }
-    text = markdown(cells, o.areas, o.ratios, o.side, o.trained)
+    text = markdown(cells, counts, o.ratios, o.side, o.trained)
     with user_errors(o.output, "output"):
         write_whole(o.output / "grid.md", text)
     print(text)
