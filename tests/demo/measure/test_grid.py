@@ -31,12 +31,16 @@ def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.Mo
     asked = []
 
     def draws(commands, *, only_list):
-        for n, (_, words) in enumerate(commands):
+        for _, words in commands:
             asked.append(words[2:])
-            n += "off" in words
+            off = "off" in words
             sizes = [word for word in words if "x" in word and word[0].isdigit()]
             rows = [
-                {"size": [int(s) for s in size.split("x")], "all": 0.9 - n / 2, "layout": None if n else 0.75}
+                {
+                    "size": [int(s) for s in size.split("x")],
+                    "all": 0.9 - off / 2,
+                    "layout": None if off else 0.75,
+                }
                 for size in sizes
             ]
             directory = Path(words[4])
@@ -62,26 +66,13 @@ def test_one_command_makes_table_and_plot(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_areas_can_have_captions_of_their_own(tmp_path: Path, capsys):
-    words = [
-        "DEMO",
-        str(tmp_path / "out"),
-        "--list",
-        "--guidance",
-        "on",
-        "--areas",
-        "1",
-        "2",
-        "4",
-        "--ratios",
-        "1/1",
-    ]
+    words = ["DEMO", str(tmp_path / "out"), "--list", "--guidance", "on", "--ratios", "1/1"]
+    words += ["--areas", "1", "2", "4"]
     assert grid.main([*words, "--count", "9", "3", "9"]) == 0
     listed = [line for line in capsys.readouterr().out.splitlines() if "demo.measure.evaluate" in line]
-    assert ["--count 9 " in line and line.endswith("--sizes 384x384 768x768") for line in listed] == [
-        True,
-        False,
-    ]
-    assert "--count 3 " in listed[1] and listed[1].endswith("--sizes 544x544")
+    same, other = listed
+    assert "--count 9 " in same and same.endswith("--sizes 384x384 768x768")
+    assert "--count 3 " in other and other.endswith("--sizes 544x544")
     assert grid.main([*words, "--count", "9", "3"]) == 2
     assert "--count has 2 numbers for 3 areas; give one, or one for each" in capsys.readouterr().err
 
